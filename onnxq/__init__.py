@@ -1,0 +1,20 @@
+"""onnxq: quantize ONNX models and prove what came out."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnxq.api import Draft, Job, Result, draft, make_job, quantize, run, with_data
+
+__version__ = version("onnxq")
+__all__ = ["Draft", "Job", "Result", "draft", "make_job", "quantize", "run", "with_data"]
+
+
+def __getattr__(name: str) -> object:
+    """Load the library on first use, so that ``onnxq --help`` need not wait for it."""
+    if name in __all__:
+        return getattr(import_module("onnxq.api"), name)
+    raise AttributeError(f"module 'onnxq' has no attribute '{name}'")

@@ -1,0 +1,356 @@
+"""The library's front door: the stages, one after the other, and ``quantize``, which runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from msgspec.structs import replace as with_fields
+
+from onnxq.calibrate import Ranges, calibrate, make_observer
+from onnxq.data import Reader, open_data
+from onnxq.errors import ModelError, UsageError
+from onnxq.graph import (
+    MINIMUM_OPSET,
+    Model,
+    check_writable,
+    copy_model,
+    encoded_size,
+    files_of,
+    load,
+    save,
+    sha256,
+    write_bytes,
+)
+from onnxq.ops import Census, classify, refuse_quantized
+from onnxq.plan import QuantPlan, Recipe, find_recipe, keep_float, load_recipe, make_plan
+from onnxq.rewrite import rewrite
+from onnxq.runtime import default_target, environment, prepare
+from onnxq.targets import get_target
+from onnxq.types import TensorSpec
+from onnxq.verify import FileFacts, Receipt, Subjects, check_gates, load_metric, verify
+
+# stage, samples done, samples in all
+Progress = Callable[[str, int, int], None]
+RECEIPT_SCHEMA = 1
+# Fewer samples than this seldom show a tensor's whole range.
+FEW_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, complete: what ``quantize`` makes out of its arguments and the recipe.
+
+    Attributes:
+        recipe: What to do.
+        base: Folder that the recipe's relative paths start from; the working directory if None.
+        allow_code: Whether the recipe may name Python code. A recipe that was merely found
+            beside a model may not: an unknown folder must not run code.
+        prepare: Fold, name and raise the opset first; without it the graph stays as it is.
+        seed: Draws the calibration samples.
+        progress: Called with (stage, done, total).
+    """
+
+    recipe: Recipe = Recipe()
+    base: Path | None = None
+    allow_code: bool = True
+    prepare: bool = True
+    seed: int = 0
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A run up to its plan: everything is decided, nothing is written.
+
+    Attributes:
+        source: The model as given.
+        prepared: The float model that the plan is about.
+        census: What each node is.
+        ranges: What calibration observed; empty for weights alone.
+        plan: What becomes of each node.
+        recipe: What was asked for, complete.
+        calibration: The calibration samples, if any.
+        test: The test samples, if any.
+        notes: What a reader must know to judge the figures.
+    """
+
+    source: Model
+    prepared: Model
+    census: Census
+    ranges: Ranges
+    plan: QuantPlan
+    recipe: Recipe
+    calibration: Reader | None
+    test: Reader | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What ``quantize`` made.
+
+    Attributes:
+        model: The quantized model.
+        plan: What became of each node.
+        receipt: What was measured.
+        path: Where the model was written; None when it was not.
+    """
+
+    model: Model
+    plan: QuantPlan
+    receipt: Receipt
+    path: Path | None
+
+
+def quantize(
+    model: str | Path | Model,
+    *,
+    data: str | None = None,
+    recipe: Recipe | str | Path | None = None,
+    output: str | Path | None = None,
+    force: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Result:
+    """Quantize a model and measure what came out.
+
+    Args:
+        model: A path, or a model that was loaded.
+        data: Calibration data in any form that ``onnxq.data.open_data`` takes; the tail is held
+            back to verify with. Wins over the recipe's data.
+        recipe: A recipe, or the path of one; without it, the one beside the model, if any.
+        output: Where to write the model; its receipt goes beside it. Without it nothing is
+            written.
+        force: Whether an existing output may be overwritten.
+        seed: Draws the calibration samples.
+        progress: Called with (stage, done, total).
+
+    Returns:
+        The quantized model, the plan and the receipt.
+
+    Raises:
+        OnnxqError: See ``onnxq.errors`` for the tree.
+
+    Example:
+        >>> result = onnxq.quantize("model.onnx", data="samples.npz")  # doctest: +SKIP
+        >>> result.receipt.measured.size_ratio  # doctest: +SKIP
+        0.27
+    """
+    path = model.path if isinstance(model, Model) else Path(model)
+    job = replace(make_job(path, recipe), seed=seed, progress=progress)
+    if data is not None:
+        job = with_data(job, data)
+    return run(model, job, output=output, force=force)
+
+
+def make_job(model: Path | None, recipe: Recipe | str | Path | None) -> Job:
+    """A job for a recipe that is given as a value or a file, or found beside the model.
+
+    Raises:
+        RecipeError: The recipe cannot be read or holds an unknown key.
+    """
+    if isinstance(recipe, Recipe):
+        return Job(recipe)
+    if recipe is not None:
+        return Job(load_recipe(Path(recipe)), base=Path(recipe).parent)
+    found = find_recipe(model) if model is not None else None
+    if found is None:
+        return Job()
+    return Job(load_recipe(found), base=found.parent, allow_code=False)
+
+
+def with_data(job: Job, data: str, test: str | None = None) -> Job:
+    """The job on other data, whose paths start from the working directory.
+
+    Data that the caller names may be Python code, whatever the recipe may.
+    """
+    settings = with_fields(job.recipe.data, calibration=data, test=test)
+    recipe = with_fields(job.recipe, data=settings)
+    return replace(job, recipe=recipe, base=None, allow_code=True)
+
+
+def run(
+    model: str | Path | Model,
+    job: Job,
+    *,
+    output: str | Path | None = None,
+    force: bool = False,
+) -> Result:
+    """Run a job to its end: draft, rewrite, verify, write.
+
+    Raises:
+        OnnxqError: See ``onnxq.errors`` for the tree. Nothing is written then.
+    """
+    path = Path(output) if output is not None else None
+    if path is not None:
+        source = model.path if isinstance(model, Model) else Path(model)
+        for target in (path, receipt_path(path)):
+            check_writable(target, source, force=force)
+    drafted = draft(model, job)
+    made = drafted.source if drafted.plan.empty else _rewrite(drafted)
+    receipt = _verify(drafted, made, path, job)
+    if path is not None:
+        if drafted.plan.empty:
+            copy_model(drafted.source, path)
+        else:
+            save(made, path)
+        receipt = with_fields(receipt, output=_facts(load(path)))
+        write_bytes(receipt.to_json(), receipt_path(path))
+    return Result(made, drafted.plan, receipt, path)
+
+
+def receipt_path(output: Path) -> Path:
+    """Where the receipt of a model goes: ``m.receipt.json`` for ``m.onnx``."""
+    return output.with_suffix(".receipt.json")
+
+
+def draft(model: str | Path | Model, job: Job) -> Draft:
+    """Load, prepare, classify, calibrate and plan; write nothing.
+
+    Raises:
+        OnnxqError: See ``onnxq.errors`` for the tree.
+    """
+    source = model if isinstance(model, Model) else load(model)
+    refuse_quantized(source)
+    recipe, notes = _complete(job.recipe)
+    inputs = source.view().inputs
+    calibration, test, data_notes = _open_readers(recipe, job, inputs)
+    notes += data_notes
+    feed = next(calibration.batches(recipe.data.batch_size)).feed if calibration else None
+    prepared = prepare(source, feed) if job.prepare else source
+    if prepared.opset < MINIMUM_OPSET:
+        raise ModelError(
+            f"model '{source.path}' has opset {source.opset}, and per-channel QDQ needs "
+            f"{MINIMUM_OPSET}",
+            "leave out --no-prepare",
+        )
+    target = get_target(recipe.target or default_target())
+    census = classify(prepared.view(), target)
+    keep_float(census, recipe.keep_float, recipe.keep_float_op)  # a typo fails before the data run
+    ranges = Ranges(0, {})
+    if recipe.precision == "int8" and calibration is not None:
+        ranges = _calibrate(prepared, census, calibration, recipe, job)
+    plan = make_plan(prepared.view(), census, ranges.tensors, recipe, target)
+    return Draft(
+        source, prepared, census, ranges, plan, recipe, calibration, test, notes
+    )  # fmt: skip
+
+
+def _complete(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
+    """Fill in what the recipe leaves open."""
+    has_data = recipe.data.calibration is not None
+    if recipe.precision == "int8" and not has_data:
+        raise UsageError(
+            "precision int8 needs samples to find the activations' ranges with",
+            "give --data, or use --precision int8-weights",
+        )
+    recipe = with_fields(recipe, target=recipe.target or default_target())
+    if recipe.precision is None and not has_data:
+        note = "no data: only weights are int8; with --data, activations are quantized too"
+        return with_fields(recipe, precision="int8-weights"), (note,)
+    return with_fields(recipe, precision=recipe.precision or "int8"), ()
+
+
+def _open_readers(
+    recipe: Recipe, job: Job, inputs: tuple[TensorSpec, ...]
+) -> tuple[Reader | None, Reader | None, tuple[str, ...]]:
+    settings = recipe.data
+    if settings.calibration is None:
+        return None, None, ()
+
+    def reader(spec: str) -> Reader:
+        return open_data(
+            spec, inputs, preprocess=settings.preprocess, base=job.base, allow_code=job.allow_code
+        )
+
+    calibration, notes = reader(settings.calibration), []
+    if settings.test is not None:
+        test = reader(settings.test)
+    else:
+        calibration, test = calibration.split(settings.holdout)
+        if test.shared:
+            notes.append("there is only one sample: it was calibrated with and verified with")
+    wanted = max(recipe.calibration.samples, calibration.fixed_batch)
+    calibration = calibration.sample(wanted, job.seed)
+    if calibration.size < FEW_SAMPLES:
+        notes.append(
+            f"calibrated with {calibration.size} samples: ranges may be too narrow for others"
+        )
+    return calibration, test, tuple(notes)
+
+
+def _calibrate(prepared: Model, census: Census, reader: Reader, recipe: Recipe, job: Job) -> Ranges:
+    settings = recipe.calibration
+    options = {"percentile": settings.percentile} if settings.method == "percentile" else {}
+    return calibrate(
+        prepared,
+        census.taps(),
+        reader,
+        lambda: make_observer(settings.method, **options),
+        batch_size=recipe.data.batch_size,
+        threads=recipe.verify.threads,
+        progress=_stage(job, "calibrate"),
+    )
+
+
+def _rewrite(drafted: Draft) -> Model:
+    made = rewrite(drafted.prepared, drafted.plan)
+    return made.with_metadata(
+        {
+            "onnxq.version": environment()["onnxq"],
+            "onnxq.recipe": drafted.recipe.digest(),
+            "onnxq.source": sha256(drafted.source),
+        }
+    )
+
+
+def _verify(drafted: Draft, made: Model, output: Path | None, job: Job) -> Receipt:
+    recipe, source = drafted.recipe, drafted.source
+    subjects = Subjects(
+        source, drafted.prepared, made,
+        source_bytes=_size(source), prepared_bytes=encoded_size(drafted.prepared),
+        output_bytes=_size(source) if drafted.plan.empty else encoded_size(made),
+    )  # fmt: skip
+    measured = verify(
+        subjects,
+        drafted.plan,
+        drafted.test,
+        metric=load_metric(recipe.verify.metric, allow_code=job.allow_code),
+        metric_name=recipe.verify.metric,
+        batch_size=recipe.data.batch_size,
+        threads=recipe.verify.threads,
+        seconds=recipe.verify.seconds,
+        notes=drafted.notes,
+        progress=_stage(job, "verify"),
+    )
+    readers = {"calibration": drafted.calibration, "test": drafted.test}
+    return Receipt(
+        schema=RECEIPT_SCHEMA,
+        onnxq=environment()["onnxq"],
+        source=_facts(source),
+        output=FileFacts(str(output or ""), "", subjects.output_bytes),
+        recipe=recipe,
+        data={name: reader.digest() for name, reader in readers.items() if reader is not None},
+        plan=drafted.plan,
+        ranges=drafted.ranges.tensors,
+        measured=measured,
+        gates=check_gates(recipe.budgets, measured),
+        environment=environment(),
+    )
+
+
+def _facts(model: Model) -> FileFacts:
+    return FileFacts(str(model.path or ""), sha256(model), _size(model))
+
+
+def _size(model: Model) -> int:
+    return sum(file.stat().st_size for file in files_of(model)) or encoded_size(model)
+
+
+def _stage(job: Job, name: str) -> Callable[[int, int], None] | None:
+    progress = job.progress
+    if progress is None:
+        return None
+    return lambda done, total: progress(name, done, total)

@@ -1,0 +1,5 @@
+"""The command line. The only place with click, progress bars and exit codes."""
+
+from onnxq.cli.main import main
+
+__all__ = ["main"]

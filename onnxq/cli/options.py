@@ -1,0 +1,64 @@
+"""Command-line options that win over the recipe's keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from msgspec.structs import replace as with_fields
+
+from onnxq.api import Job, make_job, with_data
+from onnxq.plan import Recipe
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What was said on the command line; None and empty mean: as the recipe says."""
+
+    recipe: Path | None = None
+    data: str | None = None
+    test_data: str | None = None
+    precision: str | None = None
+    target: str | None = None
+    calibrator: str | None = None
+    per_tensor: bool = False
+    keep_float: tuple[str, ...] = ()
+    keep_float_op: tuple[str, ...] = ()
+    metric: str | None = None
+    samples: int | None = None
+    batch_size: int | None = None
+    threads: int | None = None
+
+
+def job_of(model: Path, overrides: Overrides) -> Job:
+    """The job of a model: the recipe that was given or found, with the options on top.
+
+    Raises:
+        RecipeError: The recipe cannot be read or holds an unknown key.
+    """
+    job = make_job(model, overrides.recipe)
+    if overrides.data is not None:
+        job = with_data(job, overrides.data, overrides.test_data)
+    return replace(job, recipe=_merge(job.recipe, overrides))
+
+
+def _merge(recipe: Recipe, said: Overrides) -> Recipe:
+    return with_fields(
+        recipe,
+        precision=said.precision or recipe.precision,
+        target=said.target or recipe.target,
+        per_channel=recipe.per_channel and not said.per_tensor,
+        keep_float=recipe.keep_float + said.keep_float,
+        keep_float_op=recipe.keep_float_op + said.keep_float_op,
+        data=with_fields(recipe.data, batch_size=said.batch_size or recipe.data.batch_size),
+        calibration=with_fields(
+            recipe.calibration,
+            method=said.calibrator or recipe.calibration.method,
+            samples=said.samples or recipe.calibration.samples,
+        ),
+        verify=with_fields(
+            recipe.verify,
+            metric=said.metric or recipe.verify.metric,
+            threads=said.threads or recipe.verify.threads,
+        ),
+    )

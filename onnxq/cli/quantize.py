@@ -1,0 +1,88 @@
+"""``onnxq quantize``: the main job."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from onnxq.api import draft, receipt_path, run
+from onnxq.cli.options import Overrides, job_of
+from onnxq.cli.progress import StageBars
+from onnxq.data import FORMS
+from onnxq.report import plan_table, receipt_view
+from onnxq.targets import TARGETS
+
+EPILOG = """\b
+Examples:
+  onnxq quantize model.onnx --data samples.npz
+  onnxq quantize model.onnx --data train.npz --test-data test.npz --keep-float 'head.*'
+  onnxq quantize model.onnx --recipe model.onnxq.toml --json > receipt.json
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--data", metavar="DATA", help=f"Calibration data: {FORMS}.")
+@click.option("--test-data", metavar="DATA", help="Test data; else the tail of --data.")
+@click.option("--recipe", type=click.Path(path_type=Path), help="Recipe; else the one beside.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Else MODEL.int8.onnx.")
+@click.option("--precision", type=click.Choice(["int8", "int8-weights"]), help="What to make.")
+@click.option("--target", type=click.Choice(list(TARGETS)), help="Provider; else this machine's.")
+@click.option("--calibrator", type=click.Choice(["minmax", "percentile"]), help="Range method.")
+@click.option("--per-tensor", is_flag=True, help="One scale per weight, not one per channel.")
+@click.option("--keep-float", metavar="GLOB", multiple=True, help="Nodes that stay float.")
+@click.option("--keep-float-op", metavar="OP", multiple=True, help="Operators that stay float.")
+@click.option("--metric", metavar="NAME", help="top1, or module:function(outputs, labels).")
+@click.option("--samples", type=click.IntRange(1), help="The most samples to calibrate with.")
+@click.option("--batch-size", type=click.IntRange(1), help="Samples per run.")
+@click.option("--threads", type=click.IntRange(1), help="Threads inside an operator.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Draws the samples.")
+@click.option("--no-prepare", is_flag=True, help="Leave the float graph as it is.")
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+@click.option("--dry-run", is_flag=True, help="Show the plan; write nothing.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print the receipt (or plan) and no more.")
+def quantize(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands over any type
+    """Make MODEL int8, and measure what came out.
+
+    Without data only the weights become int8. With data, activations do too, wherever the
+    target runs them as int8, and accuracy is measured on samples that calibration never saw.
+    The receipt lies beside the output.
+    """
+    if options["test_data"] and not options["data"]:
+        raise click.UsageError("--test-data goes with --data")
+    output = options["output"] or model.with_suffix(".int8.onnx")
+    said = {name: options[name] for name in Overrides.__dataclass_fields__}
+    silent = options["quiet"] or options["as_json"]
+    with StageBars(quiet=silent) as bars:
+        job = replace(
+            job_of(model, Overrides(**said)),
+            seed=options["seed"],
+            prepare=not options["no_prepare"],
+            progress=bars,
+        )
+        if options["dry_run"]:
+            plan = draft(model, job).plan
+        else:
+            receipt = run(model, job, output=output, force=options["force"]).receipt
+    if options["dry_run"]:
+        _show(plan, None if silent else plan_table(plan), as_json=options["as_json"])
+        return
+    _show(receipt, None if silent else receipt_view(receipt), as_json=options["as_json"])
+    if not silent:
+        click.echo(f"wrote {output} and {receipt_path(output)}")
+    sys.exit(0 if receipt.passed else 1)
+
+
+def _show(value: Any, view: Any, *, as_json: bool) -> None:  # noqa: ANN401 - any result and view
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+    elif view is not None:
+        Console().print(view)

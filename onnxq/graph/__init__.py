@@ -1,0 +1,48 @@
+"""The model: load, save, look at, edit, strip. The only place that knows onnx and onnx_ir."""
+
+from onnxq.graph.edit import Editor
+from onnxq.graph.files import (
+    check_writable,
+    copy_model,
+    files_of,
+    load,
+    read_tensor,
+    save,
+    sha256,
+    write_bytes,
+)
+from onnxq.graph.model import Model, encoded_size, from_text, serialize, to_text
+from onnxq.graph.normalize import (
+    MINIMUM_OPSET,
+    name_nodes,
+    normalize,
+    restore_identity,
+)
+from onnxq.graph.strip import difference, strip
+from onnxq.graph.view import GraphView, NodeView, Use
+
+__all__ = [
+    "MINIMUM_OPSET",
+    "Editor",
+    "GraphView",
+    "Model",
+    "NodeView",
+    "Use",
+    "check_writable",
+    "copy_model",
+    "difference",
+    "encoded_size",
+    "files_of",
+    "from_text",
+    "load",
+    "name_nodes",
+    "normalize",
+    "read_tensor",
+    "restore_identity",
+    "save",
+    "serialize",
+    "sha256",
+    "strip",
+    "to_text",
+    "write_bytes",
+]

@@ -1,0 +1,238 @@
+"""Read and write ONNX files: external data memory-mapped, whole files or none."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError, EncodeError
+
+from onnxq.errors import ModelError, OutputError
+from onnxq.graph.model import ONE_PROTOBUF, Model, serialize
+from onnxq.types import Array
+
+
+def load(path: str | os.PathLike[str]) -> Model:
+    """Load an ONNX file; its external data stay on disk until they are used.
+
+    Raises:
+        ModelError: The file is missing, is no ONNX model, is truncated, points outside its
+            folder, or holds what onnxq cannot keep (``sparse_initializer``,
+            ``training_info``).
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ModelError(f"model '{path}' {what}", "give the path of an .onnx file")
+    proto = _parse(path)
+    _refuse(proto, path)
+    try:
+        _forget_negative_sizes(proto.graph)
+        model = ir.serde.deserialize_model(proto)
+        model.graph.sort()  # some converters append nodes out of order; the order is stable
+    except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(
+            f"model '{path}' holds an inconsistent graph: {_root(error)}",
+            "check it with onnx.checker.check_model",
+        ) from error
+    ir.external_data.set_base_dir(model.graph, path.resolve().parent)
+    loaded = Model(model, path)
+    _check_external(loaded)
+    return loaded
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    try:
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise ModelError(
+            f"'{path}' is not an ONNX model, or it is truncated ({path.stat().st_size} bytes)",
+            "export or copy it again",
+        ) from error
+    except OSError as error:
+        raise ModelError(f"model '{path}' cannot be read: {error.strerror}") from error
+    if not proto.HasField("graph") or not proto.graph.output or not proto.opset_import:
+        raise ModelError(
+            f"'{path}' is not an ONNX model, or it is truncated: it has no complete graph",
+            "export or copy it again",
+        )
+    return proto
+
+
+def _forget_negative_sizes(graph: onnx.GraphProto) -> None:
+    """Some exporters write -1 for an axis of any size, which ONNX says by leaving it empty."""
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:
+                dim.Clear()
+
+
+def _refuse(proto: onnx.ModelProto, path: Path) -> None:
+    if proto.training_info:
+        raise ModelError(
+            f"model '{path}' holds training_info, which would be lost",
+            "export the model for inference",
+        )
+    sparse = _sparse(proto.graph)
+    if sparse:
+        raise ModelError(
+            f"model '{path}' holds sparse initializers ({sparse}), which would be lost",
+            "convert them to dense tensors",
+        )
+
+
+def _sparse(graph: onnx.GraphProto) -> str:
+    if graph.sparse_initializer:
+        return graph.sparse_initializer[0].values.name or "unnamed"
+    for node in graph.node:
+        for attr in node.attribute:
+            for inner in [attr.g] if attr.HasField("g") else attr.graphs:
+                if found := _sparse(inner):
+                    return found
+    return ""
+
+
+def _root(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error) or type(error).__name__
+
+
+def _check_external(model: Model) -> None:
+    """Every external tensor lies inside the model's folder, and its file is long enough."""
+    for graph in model.ir.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if not isinstance(tensor, ir.ExternalTensor):
+                continue
+            folder = Path(tensor.base_dir).resolve()
+            file = (folder / str(tensor.location)).resolve()
+            where = f"external data of '{value.name}' in '{model.path}'"
+            if not file.is_relative_to(folder):
+                raise ModelError(f"{where} lie outside the model's folder: '{tensor.location}'")
+            if not file.is_file():
+                raise ModelError(f"{where} are missing: '{file}'", "copy them beside the model")
+            if (tensor.offset or 0) + tensor.nbytes > file.stat().st_size:
+                raise ModelError(f"{where} are truncated: '{file}'", "copy them again")
+
+
+def save(model: Model, path: str | os.PathLike[str]) -> None:
+    """Write a model whole or not at all: made in a folder beside, then renamed.
+
+    Tensors go to ``NAME.data`` beside the model when they do not fit into one protobuf
+    file, or when the model's tensors came from such a file.
+
+    Raises:
+        OutputError: The folder is missing, read-only or full.
+    """
+    path = Path(path)
+    external = model.has_external_data or model.weight_bytes > ONE_PROTOBUF
+    data_name = f"{path.name}.data" if external else None
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            part = Path(folder) / path.name
+            ir.save(model.ir, part, external_data=data_name)
+            # The order keeps a kill harmless: there is never a model with the wrong data.
+            if data_name and (part.parent / data_name).exists():
+                path.unlink(missing_ok=True)
+                os.replace(part.parent / data_name, path.parent / data_name)  # noqa: PTH105
+            part.replace(path)
+    except (OSError, EncodeError) as error:
+        raise _cannot_write(path, error) from error
+
+
+def copy_model(model: Model, target: Path) -> None:
+    """Write a model that was not changed: the very bytes of its file where it has one.
+
+    Raises:
+        OutputError: The target cannot be written.
+    """
+    if model.path is None or model.has_external_data:
+        save(model, target)
+    else:
+        write_bytes(model.path.read_bytes(), target)
+
+
+def write_bytes(content: bytes, target: Path) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        OutputError: The target cannot be written.
+    """
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(target)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise _cannot_write(target, error) from error
+
+
+def check_writable(target: Path, source: Path | None, *, force: bool) -> None:
+    """Fail before the work, not after it, when an output cannot be written.
+
+    Raises:
+        OutputError: It exists already, is the source, or its folder cannot be written to.
+    """
+    if source is not None and target.resolve() == source.resolve():
+        raise OutputError(f"output '{target}' is the source model", "choose another with -o")
+    if target.exists() and not force:
+        raise OutputError(f"output '{target}' exists already", "overwrite it with --force")
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+
+
+def _cannot_write(target: Path, error: Exception) -> OutputError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return OutputError(f"cannot write '{target}': {reason}", "choose another place with -o")
+
+
+def files_of(model: Model) -> list[Path]:
+    """The model's file and its external data files; none for a model made in memory."""
+    if model.path is None:
+        return []
+    external = {
+        Path(t.path)
+        for graph in model.ir.graphs()
+        for value in graph.initializers.values()
+        if isinstance(t := value.const_value, ir.ExternalTensor)
+    }
+    return [model.path, *sorted(external)]
+
+
+def sha256(model: Model) -> str:
+    """SHA-256 of a model's file and then of its external data files, sorted by name.
+
+    For a model made in memory, of its serialised bytes.
+    """
+    files = files_of(model)
+    digest = hashlib.sha256()
+    if not files:
+        digest.update(serialize(model))
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def read_tensor(path: str | os.PathLike[str]) -> Array:
+    """The values of a serialised ``TensorProto`` (``input_0.pb`` of a test data set).
+
+    Raises:
+        ModelError: The file is no tensor.
+    """
+    try:
+        proto = onnx.TensorProto.FromString(Path(path).read_bytes())
+        if not proto.data_type:
+            raise ValueError("it has no data type")
+        return onnx.numpy_helper.to_array(proto)
+    except (DecodeError, ValueError, TypeError) as error:
+        raise ModelError(f"'{path}' is not an ONNX tensor: {error}") from error

@@ -1,0 +1,238 @@
+"""Bring a model into the form that quantization needs, without changing what it computes.
+
+Everything here works on the graph alone; folding constants and BatchNorm is the runtime's part
+(``onnxq.runtime.prepare``), between ``normalize`` and ``restore_identity``.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import version_converter
+from onnx_ir.passes import common as passes
+
+from onnxq.errors import ModelError
+from onnxq.graph.model import ONE_PROTOBUF, Model
+from onnxq.graph.view import node_names
+
+# DequantizeLinear learned per-channel scales (``axis``) in opset 13, whose IR version is 7.
+MINIMUM_OPSET = 13
+MINIMUM_IR = 7
+FLOAT16_MAX = 65504.0
+# Names that ONNX Runtime's BASIC level gives to what it fused, after the first node's own name.
+FUSION_SUFFIXES = ("/MatMulAddFusion",)
+
+# onnx_ir reports a failed shape inference with a whole traceback; the graph then simply has
+# fewer shapes, which onnxq tells per node.
+logging.getLogger("onnx_ir.passes.common.shape_inference").setLevel(logging.ERROR)
+
+
+def normalize(model: Model) -> Model:
+    """Inline functions, free initializers, raise the opset, widen float16, name nodes.
+
+    Returns:
+        A new model; its ``notes`` tell what was done.
+
+    Raises:
+        ModelError: The opset cannot be raised to ``MINIMUM_OPSET``.
+    """
+    model = model.copy()
+    model = _inline_functions(model)
+    model = _free_initializers(model)
+    model = _raise_opset(model)
+    model = _widen_float16(model)
+    return name_nodes(model)
+
+
+def _inline_functions(model: Model) -> Model:
+    if not model.ir.functions:
+        return model
+    count = len(model.ir.functions)
+    passes.InlinePass()(model.ir)
+    return model.with_notes(f"inlined {count} local functions")
+
+
+def _free_initializers(model: Model) -> Model:
+    """Take initializers out of the graph's inputs, where they hinder constant folding."""
+    graph = model.ir.graph
+    overridable = [value for value in graph.inputs if value.is_initializer()]
+    if not overridable:
+        return model
+    inputs = [value for value in graph.inputs if not value.is_initializer()]
+    graph.inputs.clear()
+    graph.inputs.extend(inputs)
+    return model.with_notes(f"took {len(overridable)} initializers out of the graph's inputs")
+
+
+def _raise_opset(model: Model) -> Model:
+    old = model.opset
+    if old >= MINIMUM_OPSET:
+        return model
+    try:
+        proto = version_converter.convert_version(_whole_proto(model), MINIMUM_OPSET)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ModelError(
+            f"model '{model.path}' has opset {old}, and raising it to {MINIMUM_OPSET} failed: "
+            f"{reason}",
+            f"export the model with opset {MINIMUM_OPSET} or newer",
+        ) from error
+    raised = ir.serde.deserialize_model(proto)
+    raised.ir_version = max(raised.ir_version or 0, MINIMUM_IR)
+    raised.opset_imports.update(
+        {k: v for k, v in model.ir.opset_imports.items() if k not in raised.opset_imports}
+    )
+    return Model(raised, model.path, model.notes).with_notes(
+        f"raised the opset from {old} to {MINIMUM_OPSET}"
+    )
+
+
+def _whole_proto(model: Model) -> onnx.ModelProto:
+    """The protobuf with all tensors inside: the converter does not read external data."""
+    if model.weight_bytes > ONE_PROTOBUF:
+        raise ModelError(
+            f"model '{model.path}' has opset {model.opset} and more than 1.8 GB of weights, "
+            "too much for onnx.version_converter",
+            f"export the model with opset {MINIMUM_OPSET} or newer",
+        )
+    for graph in model.ir.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
+    # Models of IR version 3 list initializers as inputs; version 4 need not.
+    model.ir.ir_version = max(model.ir.ir_version or 0, 4)
+    return ir.serde.serialize_model(model.ir)
+
+
+def _widen_float16(model: Model) -> Model:
+    """Compute in float32 what the model computes in float16.
+
+    The CPU provider has no float16 kernels: it casts around every node, at run time.
+    """
+    graphs = list(model.ir.graphs())
+    if not any(_is_half(v) for graph in graphs for v in _values(graph)):
+        return model
+    main = model.ir.graph
+    edges = [*(v for v in main.inputs if _is_half(v)), *(v for v in main.outputs if _is_half(v))]
+    for value in edges:
+        _cast_edge(main, value)
+    kept = {id(v) for v in (*main.inputs, *main.outputs)}
+    for graph in graphs:
+        for value in _values(graph):
+            if _is_half(value) and id(value) not in kept:
+                _widen_value(value)
+        for node in graph:
+            _widen_attributes(node, {id(v) for v in node.outputs} & kept)
+    return model.with_notes("widened float16 to float32 (the provider has no float16 kernels)")
+
+
+def _values(graph: ir.Graph) -> list[ir.Value]:
+    made = [v for node in graph for v in node.outputs]
+    return [*graph.inputs, *graph.initializers.values(), *made]
+
+
+def _is_half(value: ir.Value) -> bool:
+    return value.dtype == ir.DataType.FLOAT16 or (
+        value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT16
+    )
+
+
+def _widen_value(value: ir.Value) -> None:
+    value.type = ir.TensorType(ir.DataType.FLOAT)
+    if value.const_value is not None:
+        value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
+
+
+def _widen_attributes(node: ir.Node, kept_outputs: set[int]) -> None:
+    for name, attr in list(node.attributes.items()):
+        if attr.type == ir.AttributeType.TENSOR and attr.value.dtype == ir.DataType.FLOAT16:
+            wide = attr.value.numpy().astype(np.float32)
+            node.attributes[name] = ir.AttrTensor(name, ir.tensor(wide))
+        elif name in ("to", "dtype") and attr.value == ir.DataType.FLOAT16 and not kept_outputs:
+            node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
+
+
+def _cast_edge(graph: ir.Graph, value: ir.Value) -> None:
+    """Keep a float16 input or output as it is, and compute in float32 behind it."""
+    inner = ir.Value(
+        name=f"{value.name}_float32", shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT)
+    )
+    producer = value.producer()
+    if producer is None:
+        value.replace_all_uses_with(inner)
+        graph.insert_before(graph[0], _cast(value, inner, ir.DataType.FLOAT))
+        return
+    index = value.index()
+    assert index is not None
+    outer = ir.Value(name=value.name, shape=value.shape, type=value.type)
+    position = list(graph.outputs).index(value)
+    value.name = inner.name
+    graph.outputs[position] = outer
+    graph.append(_cast(value, outer, ir.DataType.FLOAT16))
+
+
+def _cast(source: ir.Value, target: ir.Value, dtype: ir.DataType) -> ir.Node:
+    return ir.Node(
+        "", "Cast", [source], [ir.AttrInt64("to", int(dtype))], outputs=[target],
+        name=f"{target.name}_Cast",
+    )  # fmt: skip
+
+
+def name_nodes(model: Model) -> Model:
+    """Give every node of the main graph a unique name; edits the model in place of a copy."""
+    graph = model.ir.graph
+    names = node_names(graph)
+    changed = sum(node.name != name for node, name in zip(graph, names, strict=True))
+    for node, name in zip(graph, names, strict=True):
+        node.name = name
+    return model.with_notes(f"named {changed} nodes") if changed else model
+
+
+def restore_identity(folded: Model, source: Model) -> Model:
+    """Put back what folding through the runtime loses, and infer missing shapes.
+
+    Kept from ``source``: producer, doc strings, ``metadata_props``, the names and symbolic
+    dimensions of inputs and outputs, and only the operator sets that are in use.
+
+    Raises:
+        ModelError: Folding changed the inputs or outputs.
+    """
+    new, old = folded.ir, source.ir
+    for mine, theirs in (
+        (new.graph.inputs, old.graph.inputs),
+        (new.graph.outputs, old.graph.outputs),
+    ):
+        if [v.name for v in mine] != [v.name for v in theirs]:
+            raise ModelError(
+                f"ONNX Runtime changed the inputs or outputs of '{source.path}' while folding",
+                "use --no-prepare",
+            )
+        for value, origin in zip(mine, theirs, strict=True):
+            value.shape = origin.shape if origin.shape is not None else value.shape
+            value.doc_string = origin.doc_string
+            value.metadata_props.update(origin.metadata_props)
+    new.producer_name, new.producer_version = old.producer_name, old.producer_version
+    new.domain, new.model_version, new.doc_string = old.domain, old.model_version, old.doc_string
+    new.ir_version = max(old.ir_version or 0, MINIMUM_IR)
+    new.metadata_props.clear()
+    new.metadata_props.update(old.metadata_props)
+    new.graph.name, new.graph.doc_string = old.graph.name, old.graph.doc_string
+    new.graph.metadata_props.update(old.graph.metadata_props)
+    passes.RemoveUnusedOpsetsPass()(new)
+    _restore_node_names(new.graph, old.graph)
+    passes.ShapeInferencePass(check_type=False, strict_mode=False)(new)
+    return name_nodes(Model(new, source.path, source.notes))
+
+
+def _restore_node_names(new: ir.Graph, old: ir.Graph) -> None:
+    docs = {node.name: node.doc_string for node in old}
+    taken = {node.name for node in new}
+    for node in new:
+        for suffix in FUSION_SUFFIXES:
+            base = (node.name or "").removesuffix(suffix)
+            if base != node.name and base not in taken:
+                node.name = base
+        node.doc_string = docs.get(node.name) or node.doc_string

@@ -1,0 +1,164 @@
+"""``Recipe``: everything a run needs to know, said once, in TOML beside the model."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from onnxq.data import Preprocess
+from onnxq.errors import RecipeError
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Fraction = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of the recipe: unknown keys are errors."""
+
+
+class DataSettings(_Section):
+    """Where samples come from.
+
+    Attributes:
+        calibration: Data to calibrate with: a path, ``dataset:NAME`` or ``module:function``.
+        test: Data to verify with; without it the tail of ``calibration`` is held back.
+        batch_size: Samples per run; the model's own where its first axis is fixed.
+        holdout: The part of ``calibration`` that is held back when there is no ``test``.
+        preprocess: What is done to raw arrays.
+    """
+
+    calibration: str | None = None
+    test: str | None = None
+    batch_size: Positive = 8
+    holdout: Fraction = 0.2
+    preprocess: Preprocess | None = None
+
+
+class CalibrationSettings(_Section):
+    """How ranges are chosen.
+
+    Attributes:
+        method: ``minmax`` or ``percentile``.
+        percentile: The percentage of values inside the range, for ``percentile``.
+        samples: The most samples to calibrate with, drawn at random with the run's seed.
+    """
+
+    method: Literal["minmax", "percentile"] = "minmax"
+    percentile: Annotated[float, msgspec.Meta(gt=50, le=100)] = 99.99
+    samples: Positive = 200
+
+
+class VerifySettings(_Section):
+    """How the output is judged.
+
+    Attributes:
+        metric: ``top1``, or ``module:function`` taking (outputs by name, labels).
+        threads: Threads for measuring latency.
+        seconds: The most time to spend on measuring latency.
+    """
+
+    metric: str = "top1"
+    threads: Positive = 1
+    seconds: Annotated[float, msgspec.Meta(ge=0)] = 5.0
+
+
+class Budgets(_Section):
+    """Limits that turn into gates: a missed one ends the run with exit code 1.
+
+    Attributes:
+        max_drop: The most that the metric may fall, as a fraction (0.005: half a point).
+        min_sqnr: The least signal-to-quantization-noise ratio of any float output, in dB.
+        min_agreement: The least top-1 agreement with the source model, as a fraction.
+        max_size_ratio: The most bytes of the output per byte of the source.
+        min_speedup: The least latency ratio against the prepared float model.
+        min_int8: The least fraction of planned int8 nodes that really run as int8.
+    """
+
+    max_drop: float | None = None
+    min_sqnr: float | None = None
+    min_agreement: float | None = None
+    max_size_ratio: float | None = None
+    min_speedup: float | None = None
+    min_int8: float | None = None
+
+
+class Recipe(_Section):
+    """What to do with a model.
+
+    Attributes:
+        precision: ``int8`` (weights and activations) or ``int8-weights``; without it ``int8``
+            when there are data to calibrate with, and ``int8-weights`` otherwise.
+        target: The provider to plan for; detected when missing.
+        per_channel: One weight scale per output channel instead of one per tensor.
+        keep_float: Globs of node names that stay float.
+        keep_float_op: Operator types that stay float.
+        data: Where samples come from.
+        calibration: How ranges are chosen.
+        verify: How the output is judged.
+        budgets: Limits that turn into gates.
+    """
+
+    precision: Literal["int8", "int8-weights"] | None = None
+    target: str | None = None
+    per_channel: bool = True
+    keep_float: tuple[str, ...] = ()
+    keep_float_op: tuple[str, ...] = ()
+    data: DataSettings = DataSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
+    verify: VerifySettings = VerifySettings()
+    budgets: Budgets = Budgets()
+
+    def digest(self) -> str:
+        """SHA-256 of the recipe's content."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+
+
+def find_recipe(model: Path) -> Path | None:
+    """The recipe beside a model, ``model.onnxq.toml`` for ``model.onnx``; None without one."""
+    path = model.with_suffix(".onnxq.toml")
+    return path if path.is_file() else None
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        RecipeError: It cannot be read, or holds an unknown key or a wrong value; the message
+            tells the path of the key.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read recipe '{path}': {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe '{path}' is not TOML: {error}") from error
+    try:
+        return msgspec.convert(table, Recipe)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"recipe '{path}': {_readable(str(error))}") from error
+
+
+def _readable(message: str) -> str:
+    """Turn ``... unknown field `x` - at `$.data``` into the key's path and the nearest name."""
+    match = re.search(r"unknown field `([^`]*)`(?: - at `\$\.?([^`]*)`)?", message)
+    if match is None:
+        return re.sub(r" - at `\$\.?([^`]*)`", r" at '\1'", message)
+    key, table = match.group(1), match.group(2) or ""
+    sections = {
+        "": Recipe,
+        "data": DataSettings,
+        "data.preprocess": Preprocess,
+        "calibration": CalibrationSettings,
+        "verify": VerifySettings,
+        "budgets": Budgets,
+    }
+    known = [field.name for field in msgspec.structs.fields(sections.get(table, Recipe))]
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+    return f"unknown key '{f'{table}.{key}' if table else key}'; {hint}"

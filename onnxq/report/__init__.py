@@ -1,0 +1,5 @@
+"""Results as text for people: pure renderers."""
+
+from onnxq.report.text import census_table, error_text, plan_table, receipt_view
+
+__all__ = ["census_table", "error_text", "plan_table", "receipt_view"]

@@ -1,0 +1,171 @@
+"""Rich tables that answer the user's question."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from onnxq.ops import Census
+from onnxq.plan import QuantPlan
+from onnxq.types import Precision, Reason
+from onnxq.verify import Gate, LatencyFacts, Measured, MetricFacts, Receipt
+
+# Latency ratios that differ by less than the noise of a run say nothing.
+SURE = 2.0
+MOST_REASONS = 5
+
+
+def receipt_view(receipt: Receipt) -> RenderableType:
+    """What was made, as a short table with its gates and notes."""
+    measured = receipt.measured
+    parts: list[RenderableType] = [_comparison(receipt), Text()]
+    parts += [Text.from_markup(line) for line in _outputs(measured)]
+    parts += [Text.from_markup(line) for line in _nodes(receipt)]
+    parts += [Text.from_markup(f"[dim]note:[/] {escape(note)}") for note in measured.notes]
+    parts += [Text.from_markup(_gate(gate)) for gate in receipt.gates]
+    return Group(*parts)
+
+
+def _comparison(receipt: Receipt) -> Table:
+    measured = receipt.measured
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for title in ("float", "prepared float", "output"):
+        table.add_column(title, justify="right")
+    table.add_column("change", justify="right")
+    sizes = (receipt.source.bytes, measured.prepared.bytes, receipt.output.bytes)
+    table.add_row("size", *map(_bytes, sizes), f"{measured.size_ratio:.2f} of the float file")
+    if measured.metric is not None:
+        table.add_row(*_metric_row(measured.metric))
+    if measured.latency is not None:
+        table.add_row(*_latency_row(measured.latency, measured.prepared.ms))
+    return table
+
+
+def _metric_row(metric: MetricFacts) -> list[str]:
+    drop = metric.output - metric.source
+    change = f"{drop * 100:+.2f} points" if metric.name == "top1" else f"{drop:+.4f}"
+    return [
+        f"{metric.name} on {metric.samples} test samples",
+        f"{metric.source:.4f}", "", f"{metric.output:.4f}", change,
+    ]  # fmt: skip
+
+
+def _latency_row(latency: LatencyFacts, prepared_ms: float | None) -> list[str]:
+    threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
+    prepared = f"{prepared_ms:.3g} ms" if prepared_ms is not None else ""
+    return [
+        f"latency, batch {latency.batch}, {threads}",
+        f"{latency.source_ms:.3g} ms",
+        prepared,
+        f"{latency.output_ms:.3g} ms",
+        f"{_speed(latency.ratio_prepared, latency.spread)} (±{latency.spread:.0%})",
+    ]
+
+
+def _speed(ratio: float, spread: float) -> str:
+    if abs(ratio - 1) <= SURE * spread:
+        return f"{ratio:.2f}x, as fast"
+    return f"{ratio:.2f}x as fast" if ratio > 1 else f"[yellow]{ratio:.2f}x: slower[/]"
+
+
+def _outputs(measured: Measured) -> list[str]:
+    lines = []
+    for name, facts in measured.outputs.items():
+        line = f"output [cyan]{escape(name)}[/]: SQNR {facts.sqnr_db:.1f} dB, cosine {facts.cosine:.6f}"
+        if facts.top1_agreement is not None:
+            line += f", same top class on {facts.top1_agreement:.2%}"
+        lines.append(f"{line} of {measured.samples} samples" if facts.top1_agreement else line)
+    return lines
+
+
+def _nodes(receipt: Receipt) -> list[str]:
+    plan, coverage = receipt.plan, receipt.measured.int8_coverage
+    lines = []
+    if plan.empty:
+        lines.append(f"[yellow]nothing to quantize[/]: {_summary(plan)}; the file was copied")
+    elif coverage is None:
+        stored = plan.count(Precision.INT8_WEIGHTS)
+        lines.append(
+            f"int8: the weights of {stored} of {len(plan.nodes)} nodes ({receipt.plan.target})"
+        )
+    else:
+        lines.append(
+            f"int8: {coverage.int8} of {coverage.wanted} planned nodes really run as int8, of "
+            f"{len(plan.nodes)} in all ({plan.target})"
+        )
+        lines += [f"  [yellow]float[/] {_reason(r)}" for r in coverage.float_nodes[:MOST_REASONS]]
+        if len(coverage.float_nodes) > MOST_REASONS:
+            lines.append(f"  and {len(coverage.float_nodes) - MOST_REASONS} more, see the receipt")
+    return lines
+
+
+def _summary(plan: QuantPlan) -> str:
+    sentences = Counter(n.reason.sentence for n in plan.nodes if n.reason is not None)
+    return escape("; ".join(text for text, _ in sentences.most_common(3)) or "it has no nodes")
+
+
+def _reason(reason: Reason) -> str:
+    return f"{escape(reason.node)}: {escape(reason.sentence)}"
+
+
+def _gate(gate: Gate) -> str:
+    word = "[green]kept[/]" if gate.passed else "[red]missed[/]"
+    value = "not measured" if gate.value is None else f"{gate.value:.4g}"
+    return f"budget {gate.name} {gate.limit:g}: {value}, {word}"
+
+
+def plan_table(plan: QuantPlan) -> RenderableType:
+    """Every node of a plan, with its precision or the reason why it stays float."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("node", "operator", "precision", "why float"):
+        table.add_column(title, overflow="fold")
+    for node in plan.nodes:
+        color = "green" if node.precision is not Precision.FLOAT else ""
+        table.add_row(
+            escape(node.name), escape(node.op), Text(node.precision.value, style=color),
+            escape(node.reason.sentence) if node.reason else "",
+        )  # fmt: skip
+    counts = Counter(node.precision.value for node in plan.nodes)
+    total = ", ".join(f"{n} {name}" for name, n in counts.most_common())
+    return Group(table, Text(f"{len(plan.nodes)} nodes for {plan.target}: {total}"))
+
+
+def census_table(census: Census) -> RenderableType:
+    """Every node of a graph: what it is, and whether the target can run it as int8."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("node", "operator", "role", "int8", "why not"):
+        table.add_column(title, overflow="fold")
+    for node in census.nodes:
+        can = Text("yes", style="green") if node.quantizable else Text("no")
+        table.add_row(
+            escape(node.name), escape(node.op), node.role.value, can,
+            escape(node.reason.sentence) if node.reason else "",
+        )  # fmt: skip
+    return Group(table, Padding(_by_operator(census), (0, 0)))
+
+
+def _by_operator(census: Census) -> Text:
+    yes = len(census.quantizable())
+    counts = Counter(node.op for node in census.nodes if not node.quantizable)
+    rest = ", ".join(f"{n} {op}" for op, n in counts.most_common(6))
+    text = f"{yes} of {len(census.nodes)} nodes can run as int8 on {census.target}"
+    return Text(f"{text}; the others: {rest}" if rest else text)
+
+
+def error_text(message: str) -> Text:
+    """One line for standard error."""
+    return Text.assemble(("error: ", "bold red"), message)
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("MB", 1_000_000), ("kB", 1_000)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"

@@ -1,0 +1,180 @@
+"""``rewrite``: a plan becomes QuantizeLinear/DequantizeLinear pairs in the graph.
+
+Every name that is added starts with the tensor that it serves: ``x_quantized``,
+``x_dequantized``, ``x_scale``, ``x_zero_point``; for a bias, which depends on its node, with the
+bias and the node. Where the model has that name already, underscores follow.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxq.graph import Editor, GraphView, Model, NodeView, Use
+from onnxq.numerics import quantize
+from onnxq.ops import OPERATORS
+from onnxq.plan import QuantPlan
+from onnxq.rewrite.check import check
+from onnxq.targets import get_target
+from onnxq.types import Precision, QParams, QType
+
+# Float layers whose weights a runtime may quantize by itself (Target.requantizes_float_layers).
+REQUANTIZED = ("Conv", "ConvTranspose", "Gemm")
+
+
+def rewrite(model: Model, plan: QuantPlan) -> Model:
+    """The quantized model of a plan, checked: stripping it gives ``model`` back.
+
+    Args:
+        model: The prepared float model that the plan was made for.
+        plan: Precisions and scales.
+
+    Returns:
+        A new model.
+
+    Raises:
+        SelfCheckError: The result differs from ``model`` in more than the quantization.
+    """
+    writer = _Writer(model, plan)
+    for node in model.view().nodes:
+        writer.quantize_constants(node)
+    for tensor in plan.tensors:
+        if not model.view().is_constant(tensor):
+            writer.add_pair(tensor)
+    quantized = writer.editor.finish()
+    check(model, quantized, plan)
+    return quantized
+
+
+class _Writer:
+    """Adds the nodes of one plan to one model."""
+
+    def __init__(self, model: Model, plan: QuantPlan) -> None:
+        self.editor = Editor(model)
+        self._view: GraphView = model.view()
+        self._plan = plan
+        self._precision = plan.precision()
+        self._per_axis_edges = get_target(plan.target).requantizes_float_layers
+
+    def quantize_constants(self, node: NodeView) -> None:
+        """Store a node's weight, bias and constant operands as integers."""
+        precision = self._precision.get(node.name, Precision.FLOAT)
+        if precision is Precision.FLOAT:
+            return
+        spec = OPERATORS[node.op]
+        for port, tensor in enumerate(node.inputs):
+            params = self._plan.tensors.get(tensor)
+            if params is not None and self._view.is_constant(tensor):
+                self.editor.redirect(node.name, port, self._constant(tensor, tensor, params))
+        has_bias = spec.bias is not None and spec.bias < len(node.inputs)
+        if precision is Precision.INT8 and has_bias and node.inputs[spec.bias or 0]:
+            self._quantize_bias(node, spec.bias or 0)
+
+    def _constant(self, name: str, tensor: str, params: QParams) -> str:
+        """A DequantizeLinear over the stored integers of a constant; made once per name."""
+        made = self._new(f"{name}_dequantized")
+        if not self.editor.has_tensor(made):
+            values = self._view.constant(tensor)
+            assert values is not None
+            stored = self._new(f"{name}_quantized")
+            self.editor.add_constant(stored, quantize(values, params))
+            self._dequantize(name, stored, made, params)
+        return made
+
+    def _quantize_bias(self, node: NodeView, port: int) -> None:
+        """int32, with the scale of the products that it is added to: ``s_x * s_w``."""
+        x, w = (self._plan.tensors[node.inputs[p]] for p in (0, 1))
+        scale = np.float32(x.scale[0]) * np.array(w.scale, np.float32)
+        axis = None if w.axis is None else len(self._view.shape(node.inputs[port]) or ()) - 1
+        params = QParams(QType.INT32, tuple(float(s) for s in scale), (0,) * len(scale), axis=axis)
+        bias = node.inputs[port]
+        made = self._constant(f"{bias}_of_{node.name}", bias, params)
+        self.editor.redirect(node.name, port, made)
+
+    def _dequantize(self, name: str, stored: str, made: str, params: QParams) -> None:
+        self.editor.add_node(
+            "DequantizeLinear",
+            [stored, *self._parameters(name, params)],
+            [made],
+            name=self._new(f"{name}_DequantizeLinear"),
+            attrs=None if params.axis is None else {"axis": params.axis},
+        )
+
+    def _parameters(self, name: str, params: QParams) -> tuple[str, str]:
+        scale, zero = np.array(params.scale, np.float32), np.array(params.zero_point)
+        if params.axis is None:
+            scale, zero = scale[0], zero[0]
+        return (
+            self.editor.add_constant(self._new(f"{name}_scale"), np.asarray(scale, np.float32)),
+            self.editor.add_constant(
+                self._new(f"{name}_zero_point"), np.asarray(zero, params.qtype.dtype)
+            ),
+        )
+
+    def _new(self, name: str) -> str:
+        while name in self._view.names:
+            name += "_"
+        return name
+
+    def add_pair(self, tensor: str) -> None:
+        """Put Q and DQ behind a tensor, and let its readers read what comes out.
+
+        Where an int8 node makes the tensor, every reader gets the pair's output: a second
+        reader of the raw tensor would keep the node from fusing. Where a float node makes it,
+        float readers keep the exact values.
+        """
+        params = self._plan.tensors[tensor]
+        producer = self._view.producer(tensor)
+        from_int8 = producer is not None and self._is_int8(producer.name)
+        source, made = tensor, self._new(f"{tensor}_dequantized")
+        stored = self._new(f"{tensor}_quantized")
+        if from_int8 and tensor in self._view.output_names:
+            source, made = self._new(f"{tensor}_float"), tensor
+            self.editor.move_output(tensor, source)
+        self.editor.add_node(
+            "QuantizeLinear",
+            [source, *self._parameters(tensor, params)],
+            [stored],
+            name=self._new(f"{tensor}_QuantizeLinear"),
+        )
+        readers = [u for u in self._view.uses(tensor) if from_int8 or self._is_int8(u.node)]
+        apart = [u for u in readers if self._wants_channels(tensor, u)]
+        if made == tensor or len(apart) < len(readers):
+            self._dequantize(tensor, stored, made, params)
+            self.editor.copy_type(source, made)
+        if made == tensor:
+            self.editor.claim_output(source, made)
+        channels = self._per_channel(tensor, stored, params) if apart else ""
+        for use in readers:
+            if use.port < 0:
+                self.editor.redirect_captures(use.node, source, made)
+            else:
+                self.editor.redirect(use.node, use.port, channels if use in apart else made)
+
+    def _is_int8(self, node: str) -> bool:
+        return self._precision.get(node) is Precision.INT8
+
+    def _wants_channels(self, tensor: str, use: Use) -> bool:
+        """True for a float layer that the runtime would quantize behind a scalar scale."""
+        node = self._view.by_name[use.node]
+        shape = self._view.shape(tensor)
+        if not self._per_axis_edges or use.port < 0 or self._is_int8(use.node):
+            return False
+        if node.op not in REQUANTIZED or node.domain:
+            return False
+        return shape is not None and len(shape) > 1 and isinstance(shape[1], int)
+
+    def _per_channel(self, tensor: str, stored: str, params: QParams) -> str:
+        """A DequantizeLinear that repeats the tensor's one scale for every channel.
+
+        The values are the same, but the runtime does not take the layer behind it for one that
+        it may quantize itself.
+        """
+        channels = (self._view.shape(tensor) or ())[1]
+        assert isinstance(channels, int)
+        repeated = QParams(
+            params.qtype, params.scale * channels, params.zero_point * channels, axis=1
+        )
+        made = self._new(f"{tensor}_dequantized_per_channel")
+        self._dequantize(f"{tensor}_per_channel", stored, made, repeated)
+        self.editor.copy_type(tensor, made)
+        return made

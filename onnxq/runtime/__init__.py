@@ -1,0 +1,22 @@
+"""Run models: sessions, taps, timing, and preparing. The only place that knows onnxruntime."""
+
+from onnxq.runtime.coverage import Coverage, int8_coverage
+from onnxq.runtime.latency import Latency, measure_latency
+from onnxq.runtime.machine import default_target, environment
+from onnxq.runtime.prepare import prepare, synthetic_feed
+from onnxq.runtime.session import Session
+from onnxq.runtime.taps import TappedSession, TapReading
+
+__all__ = [
+    "Coverage",
+    "Latency",
+    "Session",
+    "TapReading",
+    "TappedSession",
+    "default_target",
+    "environment",
+    "int8_coverage",
+    "measure_latency",
+    "prepare",
+    "synthetic_feed",
+]

@@ -1,0 +1,81 @@
+"""Latency of several models, measured interleaved: what counts are ratios inside one run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from onnxq.runtime.session import Session
+from onnxq.types import Feed
+
+WARM_UP = 3
+LEAST_ROUNDS, MOST_ROUNDS = 9, 400
+# A run shorter than this is repeated inside a round: clocks and schedulers are too coarse for it.
+LEAST_SPAN = 0.002
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """Times of several models over the same rounds.
+
+    Attributes:
+        ms: Median milliseconds of one run, per model.
+        rounds: How many rounds were measured; in a round every model runs.
+        samples: Milliseconds by model and round.
+    """
+
+    ms: tuple[float, ...]
+    rounds: int
+    samples: tuple[tuple[float, ...], ...]
+
+    def ratio(self, numerator: int, denominator: int) -> float:
+        """Median over the rounds of one model's time divided by another's."""
+        return float(np.median(self._ratios(numerator, denominator)))
+
+    def spread(self, numerator: int, denominator: int) -> float:
+        """Half the distance between the quartiles of the rounds' ratios, relative to it."""
+        ratios = self._ratios(numerator, denominator)
+        low, middle, high = np.percentile(ratios, (25, 50, 75))
+        return float((high - low) / 2 / middle)
+
+    def _ratios(self, numerator: int, denominator: int) -> list[float]:
+        pairs = zip(self.samples[numerator], self.samples[denominator], strict=True)
+        return [a / b for a, b in pairs]
+
+
+def measure_latency(sessions: Sequence[Session], feed: Feed, *, seconds: float) -> Latency:
+    """Run every session in turn, again and again, on one feed.
+
+    Args:
+        sessions: The models to compare.
+        feed: What they are fed.
+        seconds: About how long to measure; at least nine rounds are run in any case.
+    """
+    for session in sessions:
+        for _ in range(WARM_UP):
+            session.run(feed)
+    first = [_time(session, feed, 1) for session in sessions]
+    repeats = [max(1, round(LEAST_SPAN / span)) for span in first]
+    samples: list[list[float]] = [[] for _ in sessions]
+    started = time.perf_counter()
+    while len(samples[0]) < MOST_ROUNDS:
+        spent = time.perf_counter() - started
+        if len(samples[0]) >= LEAST_ROUNDS and spent > seconds:
+            break
+        order = list(enumerate(sessions))
+        for index, session in order if len(samples[0]) % 2 else reversed(order):
+            samples[index].append(_time(session, feed, repeats[index]))
+    return Latency(
+        tuple(float(np.median(times)) * 1e3 for times in samples),
+        len(samples[0]),
+        tuple(tuple(t * 1e3 for t in times) for times in samples),
+    )
+
+
+def _time(session: Session, feed: Feed, repeats: int) -> float:
+    started = time.perf_counter()
+    for _ in range(repeats):
+        session.run(feed)
+    return (time.perf_counter() - started) / repeats

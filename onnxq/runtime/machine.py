@@ -1,0 +1,47 @@
+"""What machine this is, and which target suits it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from onnxq.runtime.session import ort_version
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def _cpuinfo(key: str) -> str:
+    if not _CPUINFO.is_file():
+        return ""
+    for line in _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith(key):
+            return line.partition(":")[2].strip()
+    return ""
+
+
+def default_target() -> str:
+    """The target of this machine.
+
+    ``cpu-x86`` where the processor adds uint8 x int8 products without saturating (VNNI), and
+    where that cannot be told; ``cpu-x86-avx2`` where it is known not to.
+    """
+    flags = _cpuinfo("flags").split()
+    known = bool(flags) and platform.machine() in ("x86_64", "AMD64")
+    has_vnni = "avx512_vnni" in flags or "avx_vnni" in flags
+    return "cpu-x86-avx2" if known and not has_vnni else "cpu-x86"
+
+
+def environment() -> dict[str, str]:
+    """What a figure depends on: versions, processor, operating system."""
+    return {
+        "onnxq": version("onnxq"),
+        "onnxruntime": ort_version(),
+        "onnx": version("onnx"),
+        "numpy": version("numpy"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "cores": str(os.cpu_count() or 1),
+    }

@@ -1,0 +1,130 @@
+"""Metrics on labelled samples: ``top1``, or a function of the user's."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from onnxq.errors import DataError, UsageError
+from onnxq.types import Array
+
+
+class Metric(Protocol):
+    """Sums up batches of outputs and labels to one number; higher is better."""
+
+    def update(self, outputs: dict[str, Array], labels: Array) -> None:
+        """Take one batch in."""
+
+    def result(self) -> float:
+        """The metric over all batches."""
+
+
+def scores_output(outputs: dict[str, Array], feed: dict[str, Array]) -> str | None:
+    """The first output that looks like class scores: float, one row of several per sample.
+
+    An output of an input's own shape is a reconstruction, not scores.
+    """
+    shapes = {value.shape for value in feed.values()}
+    for name, value in outputs.items():
+        is_rows = value.ndim == 2 and value.shape[1] > 1
+        if is_rows and np.issubdtype(value.dtype, np.floating) and value.shape not in shapes:
+            return name
+    return None
+
+
+class Top1:
+    """Share of samples whose largest score is the label's."""
+
+    def __init__(self) -> None:
+        self._hits = self._count = 0
+
+    def update(self, outputs: dict[str, Array], labels: Array) -> None:
+        """Take one batch in.
+
+        Raises:
+            DataError: No output has one row of scores per label.
+        """
+        name = scores_output(outputs, {})
+        if name is None or labels.ndim != 1 or len(outputs[name]) != len(labels):
+            shapes = ", ".join(f"{n} {v.shape}" for n, v in outputs.items())
+            raise DataError(
+                f"metric 'top1' needs an output with a row of scores per label; labels have shape "
+                f"{labels.shape}, outputs {shapes}",
+                "name another metric with --metric module:function",
+            )
+        self._hits += int((outputs[name].argmax(1) == labels).sum())
+        self._count += len(labels)
+
+    def result(self) -> float:
+        """The share, between 0 and 1."""
+        return self._hits / max(self._count, 1)
+
+
+class FunctionMetric:
+    """A user's ``function(outputs, labels) -> float`` over all samples at once.
+
+    Outputs and labels are kept until the end, joined along their first axis where their shapes
+    agree, as lists of batches where they do not.
+    """
+
+    def __init__(self, name: str, function: Callable[..., float]) -> None:
+        self._name, self._function = name, function
+        self._outputs: dict[str, list[Array]] = {}
+        self._labels: list[Array] = []
+
+    def update(self, outputs: dict[str, Array], labels: Array) -> None:
+        """Keep one batch."""
+        for name, value in outputs.items():
+            self._outputs.setdefault(name, []).append(value)
+        self._labels.append(labels)
+
+    def result(self) -> float:
+        """What the function makes of all batches.
+
+        Raises:
+            DataError: The function fails.
+        """
+        outputs = {name: _join(values) for name, values in self._outputs.items()}
+        try:
+            return float(self._function(outputs, _join(self._labels)))
+        except Exception as error:  # noqa: BLE001 - a user's function can raise anything
+            raise DataError(
+                f"metric '{self._name}' failed: {type(error).__name__}: {error}"
+            ) from error
+
+
+def _join(values: list[Array]) -> Array | list[Array]:
+    if len({v.shape[1:] for v in values}) == 1 and values[0].ndim:
+        return np.concatenate(values)
+    return values
+
+
+def load_metric(name: str, *, allow_code: bool) -> Callable[[], Metric]:
+    """A maker of metrics: ``top1``, or ``module:function``.
+
+    Raises:
+        UsageError: There is no such metric, or code may not be run.
+    """
+    if name == "top1":
+        return Top1
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise UsageError(f"unknown metric '{name}'", "use 'top1' or 'module:function'")
+    if not allow_code:
+        raise UsageError(
+            f"metric '{name}' is Python code, which a recipe that was merely found beside the "
+            "model may not name",
+            "pass the recipe with --recipe, or the metric with --metric",
+        )
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"metric '{name}' cannot be imported: {error}") from error
+    return lambda: FunctionMetric(name, function)

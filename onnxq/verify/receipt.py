@@ -1,0 +1,198 @@
+"""``Receipt``: what was made, out of what, how, and what was measured. Stable for machines."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from onnxq.plan import QuantPlan, Recipe
+from onnxq.runtime import Coverage
+from onnxq.types import TensorRange
+
+# JSON has no infinity. Two identical signals have an infinite ratio; 200 dB is beyond float32.
+MOST_DB = 200.0
+
+
+def finite_db(value: float) -> float:
+    """A ratio in dB that JSON can hold: infinities become plus or minus ``MOST_DB``."""
+    if math.isnan(value):
+        return -MOST_DB
+    return max(-MOST_DB, min(MOST_DB, value))
+
+
+class FileFacts(msgspec.Struct, frozen=True):
+    """A model file: path as given, SHA-256 (external data included), bytes in all."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+class PreparedFacts(msgspec.Struct, frozen=True):
+    """The float model after preparing alone: the honest baseline.
+
+    Attributes:
+        bytes: Its size when saved.
+        ms: Its latency; None when it was not measured.
+        notes: What preparing did.
+    """
+
+    bytes: int
+    ms: float | None
+    notes: tuple[str, ...]
+
+
+class OutputFacts(msgspec.Struct, frozen=True):
+    """One float output, compared with the source model on the test samples.
+
+    Attributes:
+        sqnr_db: Signal-to-quantization-noise ratio; 200 means identical.
+        cosine: Cosine similarity.
+        top1_agreement: Share of samples with the same largest score; None where the output
+            does not look like class scores.
+    """
+
+    sqnr_db: float
+    cosine: float
+    top1_agreement: float | None = None
+
+
+class MetricFacts(msgspec.Struct, frozen=True):
+    """The metric of the source and of the output model on the labelled test samples."""
+
+    name: str
+    source: float
+    output: float
+    samples: int
+
+
+class LatencyFacts(msgspec.Struct, frozen=True):
+    """Milliseconds of one run of one batch, measured interleaved.
+
+    Attributes:
+        source_ms: The model as given.
+        output_ms: The output model.
+        ratio: source / output: above 1 the output is faster.
+        ratio_prepared: prepared float model / output.
+        spread: Half the distance between the quartiles of the rounds' ``ratio_prepared``,
+            relative to it.
+        rounds: Rounds measured.
+        batch: What the first input's first axis was.
+        threads: Threads inside an operator.
+        provider: Execution provider.
+    """
+
+    source_ms: float
+    output_ms: float
+    ratio: float
+    ratio_prepared: float
+    spread: float
+    rounds: int
+    batch: int
+    threads: int
+    provider: str
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """One form of the model that was measured."""
+
+    name: str
+    bytes: int
+    ms: float | None
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """All that was measured.
+
+    Attributes:
+        size_ratio: Bytes of the output per byte of the source.
+        prepared: The float model after preparing alone.
+        outputs: By name of the float output; empty without data.
+        samples: Test samples that ``outputs`` rests on.
+        metric: None without labels.
+        latency: None when it was not measured.
+        int8_coverage: None when no node is planned as int8.
+        candidates: The forms that were compared.
+        notes: What a reader must know to judge the figures.
+    """
+
+    size_ratio: float
+    prepared: PreparedFacts
+    outputs: dict[str, OutputFacts]
+    samples: int
+    metric: MetricFacts | None
+    latency: LatencyFacts | None
+    int8_coverage: Coverage | None
+    candidates: tuple[Candidate, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Gate(msgspec.Struct, frozen=True):
+    """A budget of the recipe, and whether it was kept.
+
+    Attributes:
+        name: The recipe's key.
+        limit: The budget.
+        value: What was measured; None when it could not be, which misses the gate.
+        passed: Whether it was kept.
+    """
+
+    name: str
+    limit: float
+    value: float | None
+    passed: bool
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """The receipt of one run. Its JSON Schema is ``receipt_schema()``.
+
+    Attributes:
+        schema: Version of this structure.
+        onnxq: Version of onnxq.
+        source: The model as given.
+        output: The model that was made.
+        recipe: What was asked for, complete with defaults.
+        data: SHA-256 of the calibration and the test samples.
+        plan: What was decided.
+        ranges: What was observed.
+        measured: What was measured.
+        gates: Budgets and whether they were kept.
+        environment: What machine and versions the figures come from.
+    """
+
+    schema: int
+    onnxq: str
+    source: FileFacts
+    output: FileFacts
+    recipe: Recipe
+    data: dict[str, str]
+    plan: QuantPlan
+    ranges: dict[str, TensorRange]
+    measured: Measured
+    gates: tuple[Gate, ...]
+    environment: dict[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """True when no gate was missed."""
+        return all(gate.passed for gate in self.gates)
+
+    def to_json(self) -> bytes:
+        """The receipt as indented JSON."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2)
+
+    @staticmethod
+    def from_json(text: bytes) -> Receipt:
+        """Read a receipt back.
+
+        Raises:
+            msgspec.ValidationError: It is not one.
+        """
+        return msgspec.json.decode(text, type=Receipt)
+
+
+def receipt_schema() -> dict[str, Any]:
+    """The JSON Schema of a receipt."""
+    return msgspec.json.schema(Receipt)

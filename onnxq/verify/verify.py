@@ -1,0 +1,188 @@
+"""``verify``: compare the output model with its source on samples that calibration never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxq.data import Reader
+from onnxq.errors import SelfCheckError
+from onnxq.graph import Model
+from onnxq.numerics import ErrorSums
+from onnxq.plan import QuantPlan
+from onnxq.runtime import (
+    Session,
+    int8_coverage,
+    measure_latency,
+    synthetic_feed,
+)
+from onnxq.types import Array, Feed, Precision
+from onnxq.verify.metric import Metric, scores_output
+from onnxq.verify.receipt import (
+    Candidate,
+    LatencyFacts,
+    Measured,
+    MetricFacts,
+    OutputFacts,
+    PreparedFacts,
+    finite_db,
+)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The three models of a run and their sizes in bytes."""
+
+    source: Model
+    prepared: Model
+    output: Model
+    source_bytes: int
+    prepared_bytes: int
+    output_bytes: int
+
+
+@dataclass
+class _Comparison:
+    """Sums over the test samples."""
+
+    errors: dict[str, ErrorSums] = field(default_factory=dict)
+    agreeing: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    samples: int = 0
+
+    def add(self, feed: Feed, expected: dict[str, Array], found: dict[str, Array]) -> None:
+        scores = scores_output(expected, feed)
+        for name, value in expected.items():
+            if not np.issubdtype(value.dtype, np.floating):
+                continue
+            self.errors.setdefault(name, ErrorSums()).add(value, found[name])
+            if name == scores:
+                same = value.argmax(1) == found[name].argmax(1)
+                self.agreeing[name] = self.agreeing.get(name, 0) + int(same.sum())
+                self.rows[name] = self.rows.get(name, 0) + len(value)
+
+    def outputs(self) -> dict[str, OutputFacts]:
+        return {
+            name: OutputFacts(
+                sqnr_db=finite_db(sums.sqnr_db),
+                cosine=sums.cosine,
+                top1_agreement=self.agreeing[name] / self.rows[name] if name in self.rows else None,
+            )
+            for name, sums in self.errors.items()
+        }
+
+
+def verify(
+    subjects: Subjects,
+    plan: QuantPlan,
+    reader: Reader | None,
+    *,
+    metric: Callable[[], Metric] | None = None,
+    metric_name: str = "top1",
+    batch_size: int = 8,
+    threads: int = 1,
+    seconds: float = 5.0,
+    notes: tuple[str, ...] = (),
+    progress: Progress | None = None,
+) -> Measured:
+    """Measure accuracy, size, latency and int8 coverage.
+
+    Args:
+        subjects: The source, the prepared float model and the output.
+        plan: What the output was made by.
+        reader: Test samples; without them only size, latency on made-up input and coverage are
+            measured.
+        metric: Makes the metric for labelled samples.
+        metric_name: What it is called.
+        batch_size: Samples per run.
+        threads: Threads inside an operator.
+        seconds: About how long to measure latency; 0 leaves it out.
+        notes: What a reader must know already.
+        progress: Called after every batch with (samples seen, samples in all).
+
+    Raises:
+        RuntimeFailure: A model fails on a feed.
+        SelfCheckError: ONNX Runtime refuses the output model.
+    """
+    sessions = _open(subjects, threads)
+    comparison, facts, feed = _Comparison(), None, None
+    if reader is not None:
+        make = metric if reader.has_labels else None
+        feed, scores = _compare(sessions, reader, batch_size, comparison, make, progress)
+        if scores is not None:
+            facts = MetricFacts(metric_name, *scores, comparison.samples)
+    latency, times = _latency(sessions, feed, threads, seconds)
+    wanted = [n.name for n in plan.nodes if n.precision is Precision.INT8]
+    return Measured(
+        size_ratio=subjects.output_bytes / subjects.source_bytes,
+        prepared=PreparedFacts(subjects.prepared_bytes, times[1], subjects.prepared.notes),
+        outputs=comparison.outputs(),
+        samples=comparison.samples,
+        metric=facts,
+        latency=latency,
+        int8_coverage=int8_coverage(subjects.output, wanted) if wanted else None,
+        candidates=(
+            Candidate("source", subjects.source_bytes, times[0]),
+            Candidate("prepared float", subjects.prepared_bytes, times[1]),
+            Candidate("output", subjects.output_bytes, times[2]),
+        ),
+        notes=notes,
+    )
+
+
+def _open(subjects: Subjects, threads: int) -> list[Session]:
+    source, prepared = (Session(m, threads=threads) for m in (subjects.source, subjects.prepared))
+    try:
+        return [source, prepared, Session(subjects.output, threads=threads)]
+    except RuntimeError as error:  # pragma: no cover - a bug by definition
+        raise SelfCheckError(str(error)) from error
+
+
+def _compare(
+    sessions: list[Session],
+    reader: Reader,
+    batch_size: int,
+    comparison: _Comparison,
+    metric: Callable[[], Metric] | None,
+    progress: Progress | None,
+) -> tuple[Feed | None, tuple[float, float] | None]:
+    """Run source and output on every sample; returns the first feed and the metric's values."""
+    first: Feed | None = None
+    metrics = (metric(), metric()) if metric is not None else None
+    for batch in reader.batches(batch_size):
+        first = batch.feed if first is None else first
+        expected, found = sessions[0].run(batch.feed), sessions[2].run(batch.feed)
+        comparison.add(batch.feed, expected, found)
+        comparison.samples += batch.count
+        if metrics is not None and batch.labels is not None:
+            metrics[0].update(expected, batch.labels)
+            metrics[1].update(found, batch.labels)
+        if progress is not None:
+            progress(comparison.samples, reader.size)
+    return first, (metrics[0].result(), metrics[1].result()) if metrics is not None else None
+
+
+def _latency(
+    sessions: list[Session], feed: Feed | None, threads: int, seconds: float
+) -> tuple[LatencyFacts | None, tuple[float | None, float | None, float | None]]:
+    if seconds <= 0:
+        return None, (None, None, None)
+    feed = feed if feed is not None else synthetic_feed(sessions[0].inputs)
+    first = next(iter(feed.values()), np.zeros(1))
+    found = measure_latency(sessions, feed, seconds=seconds)
+    facts = LatencyFacts(
+        source_ms=found.ms[0],
+        output_ms=found.ms[2],
+        ratio=found.ratio(0, 2),
+        ratio_prepared=found.ratio(1, 2),
+        spread=found.spread(1, 2),
+        rounds=found.rounds,
+        batch=int(first.shape[0]) if first.ndim else 1,
+        threads=threads,
+        provider="CPUExecutionProvider",
+    )
+    return facts, (found.ms[0], found.ms[1], found.ms[2])
