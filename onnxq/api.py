@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from msgspec.structs import replace as with_fields
@@ -18,6 +18,7 @@ from onnxq.graph import (
     copy_model,
     encoded_size,
     files_of,
+    forget_inferred,
     load,
     save,
     sha256,
@@ -29,7 +30,7 @@ from onnxq.rewrite import rewrite
 from onnxq.runtime import default_target, environment, prepare
 from onnxq.targets import get_target
 from onnxq.types import TensorSpec
-from onnxq.verify import FileFacts, Receipt, Subjects, check_gates, load_metric, verify
+from onnxq.verify import FileFacts, Metric, Receipt, Subjects, check_gates, load_metric, verify
 
 # stage, samples done, samples in all
 Progress = Callable[[str, int, int], None]
@@ -45,16 +46,18 @@ class Job:
     Attributes:
         recipe: What to do.
         base: Folder that the recipe's relative paths start from; the working directory if None.
-        allow_code: Whether the recipe may name Python code. A recipe that was merely found
-            beside a model may not: an unknown folder must not run code.
+        allow_data_code: Whether the recipe's data may be Python code. Those of a recipe that was
+            merely found beside a model may not: an unknown folder must not run code.
+        allow_metric_code: The same of its metric.
         prepare: Fold, name and raise the opset first; without it the graph stays as it is.
         seed: Draws the calibration samples.
         progress: Called with (stage, done, total).
     """
 
-    recipe: Recipe = Recipe()
+    recipe: Recipe = field(default_factory=Recipe)
     base: Path | None = None
-    allow_code: bool = True
+    allow_data_code: bool = True
+    allow_metric_code: bool = True
     prepare: bool = True
     seed: int = 0
     progress: Progress | None = None
@@ -155,10 +158,12 @@ def make_job(model: Path | None, recipe: Recipe | str | Path | None) -> Job:
         return Job(recipe)
     if recipe is not None:
         return Job(load_recipe(Path(recipe)), base=Path(recipe).parent)
-    found = find_recipe(model) if model is not None else None
+    found = find_recipe(model) if model is not None and model.is_file() else None
     if found is None:
         return Job()
-    return Job(load_recipe(found), base=found.parent, allow_code=False)
+    return Job(
+        load_recipe(found), base=found.parent, allow_data_code=False, allow_metric_code=False
+    )
 
 
 def with_data(job: Job, data: str, test: str | None = None) -> Job:
@@ -168,7 +173,13 @@ def with_data(job: Job, data: str, test: str | None = None) -> Job:
     """
     settings = with_fields(job.recipe.data, calibration=data, test=test)
     recipe = with_fields(job.recipe, data=settings)
-    return replace(job, recipe=recipe, base=None, allow_code=True)
+    return replace(job, recipe=recipe, base=None, allow_data_code=True)
+
+
+def with_metric(job: Job, metric: str) -> Job:
+    """The job with another metric, which may be Python code, whatever the recipe may name."""
+    recipe = with_fields(job.recipe, verify=with_fields(job.recipe.verify, metric=metric))
+    return replace(job, recipe=recipe, allow_metric_code=True)
 
 
 def run(
@@ -183,22 +194,35 @@ def run(
     Raises:
         OnnxqError: See ``onnxq.errors`` for the tree. Nothing is written then.
     """
+    source = model if isinstance(model, Model) else load(model)
     path = Path(output) if output is not None else None
     if path is not None:
-        source = model.path if isinstance(model, Model) else Path(model)
         for target in (path, receipt_path(path)):
-            check_writable(target, source, force=force)
-    drafted = draft(model, job)
-    made = drafted.source if drafted.plan.empty else _rewrite(drafted)
-    receipt = _verify(drafted, made, path, job)
+            check_writable(target, source.path, force=force)
+    metric = load_metric(job.recipe.verify.metric, allow_code=job.allow_metric_code)
+    drafted = draft(source, job)
+    made = source if drafted.plan.empty else _rewrite(drafted)
+    receipt = _verify(drafted, made, path, job, metric)
     if path is not None:
-        if drafted.plan.empty:
-            copy_model(drafted.source, path)
-        else:
-            save(made, path)
-        receipt = with_fields(receipt, output=_facts(load(path)))
-        write_bytes(receipt.to_json(), receipt_path(path))
+        receipt = _write(made, path, receipt)
     return Result(made, drafted.plan, receipt, path)
+
+
+def _write(made: Model, path: Path, receipt: Receipt) -> Receipt:
+    """Write the model and its receipt, both or none; the receipt then knows the file."""
+    if receipt.plan.empty:
+        copy_model(made, path)
+    else:
+        save(made, path)
+    written = load(path)
+    try:
+        receipt = with_fields(receipt, output=_facts(written))
+        write_bytes(receipt.to_json(), receipt_path(path))
+    except BaseException:  # an interruption too: there is no model without its receipt
+        for file in files_of(written):
+            file.unlink()
+        raise
+    return receipt
 
 
 def receipt_path(output: Path) -> Path:
@@ -232,6 +256,7 @@ def draft(model: str | Path | Model, job: Job) -> Draft:
     ranges = Ranges(0, {})
     if recipe.precision == "int8" and calibration is not None:
         ranges = _calibrate(prepared, census, calibration, recipe, job)
+        notes += _note_few(ranges.samples)
     plan = make_plan(prepared.view(), census, ranges.tensors, recipe, target)
     return Draft(
         source, prepared, census, ranges, plan, recipe, calibration, test, notes
@@ -262,7 +287,11 @@ def _open_readers(
 
     def reader(spec: str) -> Reader:
         return open_data(
-            spec, inputs, preprocess=settings.preprocess, base=job.base, allow_code=job.allow_code
+            spec,
+            inputs,
+            preprocess=settings.preprocess,
+            base=job.base,
+            allow_code=job.allow_data_code,
         )
 
     calibration, notes = reader(settings.calibration), []
@@ -274,11 +303,13 @@ def _open_readers(
             notes.append("there is only one sample: it was calibrated with and verified with")
     wanted = max(recipe.calibration.samples, calibration.fixed_batch)
     calibration = calibration.sample(wanted, job.seed)
-    if calibration.size < FEW_SAMPLES:
-        notes.append(
-            f"calibrated with {calibration.size} samples: ranges may be too narrow for others"
-        )
     return calibration, test, tuple(notes)
+
+
+def _note_few(samples: int) -> tuple[str, ...]:
+    if samples >= FEW_SAMPLES:
+        return ()
+    return (f"calibrated with {samples} samples: ranges may be too narrow for others",)
 
 
 def _calibrate(prepared: Model, census: Census, reader: Reader, recipe: Recipe, job: Job) -> Ranges:
@@ -296,7 +327,7 @@ def _calibrate(prepared: Model, census: Census, reader: Reader, recipe: Recipe, 
 
 
 def _rewrite(drafted: Draft) -> Model:
-    made = rewrite(drafted.prepared, drafted.plan)
+    made = forget_inferred(rewrite(drafted.prepared, drafted.plan), drafted.source)
     return made.with_metadata(
         {
             "onnxq.version": environment()["onnxq"],
@@ -306,7 +337,9 @@ def _rewrite(drafted: Draft) -> Model:
     )
 
 
-def _verify(drafted: Draft, made: Model, output: Path | None, job: Job) -> Receipt:
+def _verify(
+    drafted: Draft, made: Model, output: Path | None, job: Job, metric: Callable[[], Metric]
+) -> Receipt:
     recipe, source = drafted.recipe, drafted.source
     subjects = Subjects(
         source, drafted.prepared, made,
@@ -317,7 +350,7 @@ def _verify(drafted: Draft, made: Model, output: Path | None, job: Job) -> Recei
         subjects,
         drafted.plan,
         drafted.test,
-        metric=load_metric(recipe.verify.metric, allow_code=job.allow_code),
+        metric=metric,
         metric_name=recipe.verify.metric,
         batch_size=recipe.data.batch_size,
         threads=recipe.verify.threads,

@@ -158,7 +158,7 @@ def load_arrays(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
         order = np.random.default_rng(0).permutation(len(x))
         x, y = x[order], digits.target[order].astype(np.int64)
         return x[:1200], y[:1200], x[1200:], y[1200:]
-    with np.load(Path(os.environ["ONNXQ_DATA"]) / f"{name.split('_')[0]}.npz") as z:
+    with np.load(Path(os.environ["ONNXQ_DATA"]) / f"{name.split('_', maxsplit=1)[0]}.npz") as z:
         arrays = [z[k] for k in ("x_train", "y_train", "x_test", "y_test")]
     xs = [a.astype(np.float32) / 255 for a in arrays[::2]]
     if name == "mnist_cnn":

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 
 from onnxq.graph import load
 from onnxq.ops import classify
@@ -41,4 +42,4 @@ def inspect(model: Path, target: str | None, no_prepare: bool, as_json: bool) ->
     console = Console()
     console.print(census_table(census))
     for note in graph.notes:
-        console.print(f"[dim]prepared:[/] {note}", highlight=False)
+        console.print(f"[dim]prepared:[/] {escape(note)}", highlight=False)

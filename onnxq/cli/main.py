@@ -15,6 +15,8 @@ COMMANDS = {
     "quantize": "Make a model int8, and measure what came out.",
     "inspect": "Show every node, and whether it can run as int8.",
 }
+# What shells say of a program that Ctrl-C ended: 128 + SIGINT. Click says 1: a missed budget here.
+INTERRUPTED = 130
 EPILOG = """\b
 Examples:
   onnxq quantize model.onnx --data samples.npz
@@ -25,7 +27,7 @@ Examples:
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are called, so that ``--help`` is instant."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+    def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of the commands."""
         return list(COMMANDS)
 
@@ -61,6 +63,9 @@ class LazyGroup(click.Group):
         except OnnxqError as error:
             click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
             sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(INTERRUPTED)
 
 
 @click.group(

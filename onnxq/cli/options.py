@@ -7,7 +7,7 @@ from pathlib import Path
 
 from msgspec.structs import replace as with_fields
 
-from onnxq.api import Job, make_job, with_data
+from onnxq.api import Job, make_job, with_data, with_metric
 from onnxq.plan import Recipe
 
 
@@ -39,6 +39,8 @@ def job_of(model: Path, overrides: Overrides) -> Job:
     job = make_job(model, overrides.recipe)
     if overrides.data is not None:
         job = with_data(job, overrides.data, overrides.test_data)
+    if overrides.metric is not None:
+        job = with_metric(job, overrides.metric)
     return replace(job, recipe=_merge(job.recipe, overrides))
 
 
@@ -56,9 +58,5 @@ def _merge(recipe: Recipe, said: Overrides) -> Recipe:
             method=said.calibrator or recipe.calibration.method,
             samples=said.samples or recipe.calibration.samples,
         ),
-        verify=with_fields(
-            recipe.verify,
-            metric=said.metric or recipe.verify.metric,
-            threads=said.threads or recipe.verify.threads,
-        ),
+        verify=with_fields(recipe.verify, threads=said.threads or recipe.verify.threads),
     )

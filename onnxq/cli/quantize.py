@@ -41,7 +41,9 @@ Examples:
 @click.option("--samples", type=click.IntRange(1), help="The most samples to calibrate with.")
 @click.option("--batch-size", type=click.IntRange(1), help="Samples per run.")
 @click.option("--threads", type=click.IntRange(1), help="Threads inside an operator.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the samples.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Draws the samples."
+)
 @click.option("--no-prepare", is_flag=True, help="Leave the float graph as it is.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @click.option("--dry-run", is_flag=True, help="Show the plan; write nothing.")
@@ -56,7 +58,7 @@ def quantize(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands
     """
     if options["test_data"] and not options["data"]:
         raise click.UsageError("--test-data goes with --data")
-    output = options["output"] or model.with_suffix(".int8.onnx")
+    output = options["output"] or model.parent / f"{model.stem}.int8.onnx"
     said = {name: options[name] for name in Overrides.__dataclass_fields__}
     silent = options["quiet"] or options["as_json"]
     with StageBars(quiet=silent) as bars:

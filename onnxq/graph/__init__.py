@@ -14,6 +14,7 @@ from onnxq.graph.files import (
 from onnxq.graph.model import Model, encoded_size, from_text, serialize, to_text
 from onnxq.graph.normalize import (
     MINIMUM_OPSET,
+    forget_inferred,
     name_nodes,
     normalize,
     restore_identity,
@@ -33,6 +34,7 @@ __all__ = [
     "difference",
     "encoded_size",
     "files_of",
+    "forget_inferred",
     "from_text",
     "load",
     "name_nodes",

@@ -41,6 +41,7 @@ def load(path: str | os.PathLike[str]) -> Model:
         ) from error
     ir.external_data.set_base_dir(model.graph, path.resolve().parent)
     loaded = Model(model, path)
+    _check_outputs(loaded)
     _check_external(loaded)
     return loaded
 
@@ -102,6 +103,19 @@ def _root(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def _check_outputs(model: Model) -> None:
+    """Every graph makes its outputs itself: a branch must not name a tensor from outside."""
+    for graph in model.ir.graphs():
+        for value in graph.outputs:
+            made = value.producer() or value.is_graph_input() or value.is_initializer()
+            if not made or value.graph is not graph:
+                raise ModelError(
+                    f"model '{model.path}': no node of graph '{graph.name}' makes its output "
+                    f"'{value.name}'",
+                    "put an Identity before it, or export the model again",
+                )
+
+
 def _check_external(model: Model) -> None:
     """Every external tensor lies inside the model's folder, and its file is long enough."""
     for graph in model.ir.graphs():
@@ -137,9 +151,10 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
             part = Path(folder) / path.name
             ir.save(model.ir, part, external_data=data_name)
             # The order keeps a kill harmless: there is never a model with the wrong data.
-            if data_name and (part.parent / data_name).exists():
+            data = part.with_name(f"{path.name}.data")
+            if data.is_file() and data.stat().st_size:  # empty where all tensors are small
                 path.unlink(missing_ok=True)
-                os.replace(part.parent / data_name, path.parent / data_name)  # noqa: PTH105
+                os.replace(data, path.with_name(data.name))  # noqa: PTH105
             part.replace(path)
     except (OSError, EncodeError) as error:
         raise _cannot_write(path, error) from error
@@ -168,18 +183,22 @@ def write_bytes(content: bytes, target: Path) -> None:
         part.write_bytes(content)
         part.replace(target)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise _cannot_write(target, error) from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def check_writable(target: Path, source: Path | None, *, force: bool) -> None:
     """Fail before the work, not after it, when an output cannot be written.
 
     Raises:
-        OutputError: It exists already, is the source, or its folder cannot be written to.
+        OutputError: It exists already, is a folder or the source, or its folder cannot be
+            written to.
     """
     if source is not None and target.resolve() == source.resolve():
         raise OutputError(f"output '{target}' is the source model", "choose another with -o")
+    if target.is_dir():
+        raise OutputError(f"output '{target}' is a folder", "name a file in it with -o")
     if target.exists() and not force:
         raise OutputError(f"output '{target}' exists already", "overwrite it with --force")
     try:

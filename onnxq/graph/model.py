@@ -11,7 +11,6 @@ import onnx_ir as ir
 
 from onnxq.graph.view import GraphView
 
-
 # Protobuf cannot hold 2 GiB; beyond this, tensors go to a file beside the model.
 ONE_PROTOBUF = 1_800_000_000
 
@@ -102,11 +101,12 @@ def to_text(model: Model) -> str:
 
 def serialize(model: Model) -> bytes:
     """The protobuf bytes of a model whose tensors fit into one protobuf."""
-    return ir.serde.serialize_model(model.ir).SerializeToString()
+    encoded: bytes = ir.serde.serialize_model(model.ir).SerializeToString()
+    return encoded
 
 
 def encoded_size(model: Model) -> int:
     """Bytes of the model when it is saved, external data included."""
     if model.weight_bytes > ONE_PROTOBUF:
         return model.weight_bytes
-    return ir.serde.serialize_model(model.ir).ByteSize()
+    return int(ir.serde.serialize_model(model.ir).ByteSize())

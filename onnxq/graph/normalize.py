@@ -227,6 +227,27 @@ def restore_identity(folded: Model, source: Model) -> Model:
     return name_nodes(Model(new, source.path, source.notes))
 
 
+def forget_inferred(model: Model, source: Model) -> Model:
+    """Drop the types and shapes of inner tensors that ``source`` did not record.
+
+    Every reader can infer them again; in small models they make a tenth of the file.
+    """
+    model = model.copy()
+    recorded = {
+        value.name
+        for graph in source.ir.graphs()
+        for node in graph
+        for value in node.outputs
+        if value.type is not None
+    }
+    for graph in model.ir.graphs():
+        for node in graph:
+            for value in node.outputs:
+                if value.name not in recorded and not value.is_graph_output():
+                    value.type = value.shape = None
+    return model
+
+
 def _restore_node_names(new: ir.Graph, old: ir.Graph) -> None:
     docs = {node.name: node.doc_string for node in old}
     taken = {node.name for node in new}

@@ -22,7 +22,7 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table of the recipe: unknown keys are errors."""
 
 
-class DataSettings(_Section):
+class DataSettings(_Section, frozen=True):
     """Where samples come from.
 
     Attributes:
@@ -40,7 +40,7 @@ class DataSettings(_Section):
     preprocess: Preprocess | None = None
 
 
-class CalibrationSettings(_Section):
+class CalibrationSettings(_Section, frozen=True):
     """How ranges are chosen.
 
     Attributes:
@@ -54,7 +54,7 @@ class CalibrationSettings(_Section):
     samples: Positive = 200
 
 
-class VerifySettings(_Section):
+class VerifySettings(_Section, frozen=True):
     """How the output is judged.
 
     Attributes:
@@ -68,7 +68,7 @@ class VerifySettings(_Section):
     seconds: Annotated[float, msgspec.Meta(ge=0)] = 5.0
 
 
-class Budgets(_Section):
+class Budgets(_Section, frozen=True):
     """Limits that turn into gates: a missed one ends the run with exit code 1.
 
     Attributes:
@@ -88,7 +88,7 @@ class Budgets(_Section):
     min_int8: float | None = None
 
 
-class Recipe(_Section):
+class Recipe(_Section, frozen=True):
     """What to do with a model.
 
     Attributes:
@@ -150,7 +150,7 @@ def _readable(message: str) -> str:
     if match is None:
         return re.sub(r" - at `\$\.?([^`]*)`", r" at '\1'", message)
     key, table = match.group(1), match.group(2) or ""
-    sections = {
+    sections: dict[str, type[msgspec.Struct]] = {
         "": Recipe,
         "data": DataSettings,
         "data.preprocess": Preprocess,

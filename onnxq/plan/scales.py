@@ -56,7 +56,7 @@ def activation_params(
     ends = {tensor: (found.lo, found.hi) for tensor, found in ranges.items()}
     for group in groups:
         lo, hi = min(ends[t][0] for t in group), max(ends[t][1] for t in group)
-        ends.update({tensor: (lo, hi) for tensor in group})
+        ends.update(dict.fromkeys(group, (lo, hi)))
     return {t: choose_qparams(lo, hi, target.activation) for t, (lo, hi) in ends.items()}
 
 

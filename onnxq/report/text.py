@@ -40,7 +40,7 @@ def _comparison(receipt: Receipt) -> Table:
         table.add_column(title, justify="right")
     table.add_column("change", justify="right")
     sizes = (receipt.source.bytes, measured.prepared.bytes, receipt.output.bytes)
-    table.add_row("size", *map(_bytes, sizes), f"{measured.size_ratio:.2f} of the float file")
+    table.add_row("size", *map(_bytes, sizes), f"{measured.size_ratio:.2f}x")
     if measured.metric is not None:
         table.add_row(*_metric_row(measured.metric))
     if measured.latency is not None:
@@ -78,10 +78,11 @@ def _speed(ratio: float, spread: float) -> str:
 def _outputs(measured: Measured) -> list[str]:
     lines = []
     for name, facts in measured.outputs.items():
-        line = f"output [cyan]{escape(name)}[/]: SQNR {facts.sqnr_db:.1f} dB, cosine {facts.cosine:.6f}"
+        line = f"output [cyan]{escape(name)}[/]: SQNR {facts.sqnr_db:.1f} dB, "
+        line += f"cosine {facts.cosine:.6f}"
         if facts.top1_agreement is not None:
-            line += f", same top class on {facts.top1_agreement:.2%}"
-        lines.append(f"{line} of {measured.samples} samples" if facts.top1_agreement else line)
+            line += f", same top class on {facts.top1_agreement:.2%} of {measured.samples} samples"
+        lines.append(line)
     return lines
 
 

@@ -99,16 +99,16 @@ class _Writer:
             attrs=None if params.axis is None else {"axis": params.axis},
         )
 
-    def _parameters(self, name: str, params: QParams) -> tuple[str, str]:
+    def _parameters(self, name: str, params: QParams) -> list[str]:
+        """Constants for scale and zero point; a bias has none, which means zero."""
         scale, zero = np.array(params.scale, np.float32), np.array(params.zero_point)
         if params.axis is None:
             scale, zero = scale[0], zero[0]
-        return (
-            self.editor.add_constant(self._new(f"{name}_scale"), np.asarray(scale, np.float32)),
-            self.editor.add_constant(
-                self._new(f"{name}_zero_point"), np.asarray(zero, params.qtype.dtype)
-            ),
-        )
+        made = [self.editor.add_constant(self._new(f"{name}_scale"), np.asarray(scale))]
+        if params.qtype is not QType.INT32:
+            stored = np.asarray(zero, params.qtype.dtype)
+            made.append(self.editor.add_constant(self._new(f"{name}_zero_point"), stored))
+        return made
 
     def _new(self, name: str) -> str:
         while name in self._view.names:

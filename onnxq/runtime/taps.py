@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxq.errors import RuntimeFailure
 from onnxq.graph import Editor, GraphView, Model
 from onnxq.runtime.session import Session
-from onnxq.types import Array, Feed
+from onnxq.types import Feed
 
 # Values per sample and tensor: what a percentile of 99.99 needs after some ten images.
 SAMPLE_SIZE = 4096
@@ -28,7 +29,7 @@ class TapReading:
     tensor: str
     min: float
     max: float
-    values: Array
+    values: NDArray[np.float32]
 
 
 class TappedSession:
@@ -71,7 +72,7 @@ class TappedSession:
                 tensor,
                 float(values[f"{tensor}/min"]),
                 float(values[f"{tensor}/max"]),
-                values[f"{tensor}/sample"].ravel() if self._sample else none,
+                values[f"{tensor}/sample"].ravel().astype(np.float32) if self._sample else none,
             )
 
 
@@ -92,8 +93,7 @@ def _add_ends(editor: Editor, tensor: str) -> None:
 
 
 def _row_axes(view: GraphView) -> set[int | str]:
-    """Sizes and symbols of the inputs' first axes: where a tensor starts with one, each row of
-    it belongs to one sample."""
+    """First axes of the inputs: a tensor that starts with one holds one sample per row."""
     return {spec.shape[0] for spec in view.inputs if spec.shape and spec.shape[0] is not None}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -87,15 +88,19 @@ class FunctionMetric:
         """What the function makes of all batches.
 
         Raises:
-            DataError: The function fails.
+            DataError: The function fails, or returns no finite number.
         """
         outputs = {name: _join(values) for name, values in self._outputs.items()}
         try:
-            return float(self._function(outputs, _join(self._labels)))
-        except Exception as error:  # noqa: BLE001 - a user's function can raise anything
+            value = float(self._function(outputs, _join(self._labels)))
+        except Exception as error:
             raise DataError(
-                f"metric '{self._name}' failed: {type(error).__name__}: {error}"
+                f"metric '{self._name}' failed: {type(error).__name__}: {error}",
+                "it is called with (outputs by name, labels) and returns one number",
             ) from error
+        if not math.isfinite(value):
+            raise DataError(f"metric '{self._name}' returned {value}", "return a finite number")
+        return value
 
 
 def _join(values: list[Array]) -> Array | list[Array]:
@@ -125,6 +130,9 @@ def load_metric(name: str, *, allow_code: bool) -> Callable[[], Metric]:
         sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"metric '{name}' cannot be imported: {error}") from error
+    except Exception as error:  # a user's module can raise anything
+        raise UsageError(
+            f"metric '{name}' cannot be imported: {type(error).__name__}: {error}",
+            "modules are looked for in the working directory and on PYTHONPATH",
+        ) from error
     return lambda: FunctionMetric(name, function)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxq.data import Reader
-from onnxq.errors import SelfCheckError
+from onnxq.errors import RuntimeFailure, SelfCheckError
 from onnxq.graph import Model
 from onnxq.numerics import ErrorSums
 from onnxq.plan import QuantPlan
@@ -138,7 +138,7 @@ def _open(subjects: Subjects, threads: int) -> list[Session]:
     source, prepared = (Session(m, threads=threads) for m in (subjects.source, subjects.prepared))
     try:
         return [source, prepared, Session(subjects.output, threads=threads)]
-    except RuntimeError as error:  # pragma: no cover - a bug by definition
+    except RuntimeFailure as error:
         raise SelfCheckError(str(error)) from error
 
 
