@@ -7,10 +7,33 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onnxq.api import Draft, Job, Result, draft, make_job, quantize, run, with_data
+    from onnxq.api import (
+        Draft,
+        Job,
+        Result,
+        draft,
+        load,
+        make_job,
+        quantize,
+        run,
+        save,
+        with_data,
+    )
 
 __version__ = version("onnxq")
-__all__ = ["Draft", "Job", "Result", "draft", "make_job", "quantize", "run", "with_data"]
+# The stages between load and save are functions of their packages: see examples/stages.py.
+__all__ = [
+    "Draft",
+    "Job",
+    "Result",
+    "draft",
+    "load",
+    "make_job",
+    "quantize",
+    "run",
+    "save",
+    "with_data",
+]
 
 
 def __getattr__(name: str) -> object:

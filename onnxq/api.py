@@ -32,6 +32,20 @@ from onnxq.targets import get_target
 from onnxq.types import TensorSpec
 from onnxq.verify import FileFacts, Metric, Receipt, Subjects, check_gates, load_metric, verify
 
+__all__ = [
+    "Draft",
+    "Job",
+    "Result",
+    "draft",
+    "load",
+    "make_job",
+    "quantize",
+    "receipt_path",
+    "run",
+    "save",
+    "with_data",
+]
+
 # stage, samples done, samples in all
 Progress = Callable[[str, int, int], None]
 RECEIPT_SCHEMA = 1

@@ -24,9 +24,9 @@ def strip(model: Model) -> Model:
         stored, out = node.inputs[0], node.outputs[0]
         assert stored is not None
         producer = stored.producer()
-        if producer is not None and producer.op_type == "QuantizeLinear":
+        if producer is not None and _can_bypass(out, producer):
             _bypass(graph, out, producer)
-        elif stored.is_initializer():
+        elif _is_constant(node) and not out.is_graph_output():
             _inline(graph, node)
         else:
             continue
@@ -39,6 +39,20 @@ def strip(model: Model) -> Model:
         if not value.uses() and not value.is_graph_output() and value.name:
             del graph.initializers[value.name]
     return stripped
+
+
+def _is_constant(node: ir.Node) -> bool:
+    present = [value for value in node.inputs if value is not None]
+    return all(v.const_value is not None and not v.is_graph_input() for v in present)
+
+
+def _can_bypass(out: ir.Value, quantize: ir.Node) -> bool:
+    """True for a pair, unless it stands between two public names, which both must stay."""
+    if quantize.op_type != "QuantizeLinear":
+        return False
+    source = quantize.inputs[0]
+    assert source is not None
+    return not out.is_graph_output() or not (source.is_graph_input() or source.is_graph_output())
 
 
 def _bypass(graph: ir.Graph, out: ir.Value, quantize: ir.Node) -> None:

@@ -102,14 +102,14 @@ class Regions:
 
     def available(self, tensor: str, reader: NodeInfo) -> bool:
         """True when a tensor is int8 data, or float data that only moved since it was int8."""
-        producer = self._view.producer(tensor)
-        if producer is None:
-            return reader.role in (Role.COMPUTE, Role.MOVE, Role.JOIN)
-        info = self._infos[producer.name]
-        if info.name in self.int8:
-            return True
-        moved = info.role is Role.MOVE and bool(info.data)
-        return moved and self.available(info.data[0][1], reader)
+        while (producer := self._view.producer(tensor)) is not None:
+            info = self._infos[producer.name]
+            if info.name in self.int8:
+                return True
+            if info.role is not Role.MOVE or not info.data:
+                return False
+            tensor = info.data[0][1]
+        return reader.role in (Role.COMPUTE, Role.MOVE, Role.JOIN)
 
     def wanted(self, node: NodeInfo) -> bool:
         """True when a node that computes in int8 reads one of the outputs."""

@@ -54,7 +54,8 @@ FOREIGN = {
         { y = DequantizeLinear (x, s) }""",
     "quantized output": """g (float[2] x) => (uint8[2] y) <float s = {0.5}, uint8 z = {3}>
         { y = QuantizeLinear (x, s, z) }""",
-    "moved between": """g (float[2] x) => (float[2,1] y) <float s = {0.5}, uint8 z = {3}, int64[2] n = {2, 1}>
+    "moved between": """g (float[2] x) => (float[2,1] y)
+        <float s = {0.5}, uint8 z = {3}, int64[2] n = {2, 1}>
         { q = QuantizeLinear (x, s, z) r = Reshape (q, n) y = DequantizeLinear (r, s, z) }""",
     "constant through a pair": """g (float[2] x) => (float[2] y)
         <float[2] w = {1, 2}, float s = {0.5}, uint8 z = {3}>
