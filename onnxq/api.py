@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from msgspec.structs import replace as with_fields
@@ -54,24 +55,35 @@ FEW_SAMPLES = 16
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where data or a metric were named, which tells what their names mean.
+
+    Attributes:
+        base: Folder that relative paths start from; the working directory if None.
+        allow_code: Whether they may be Python code. A recipe that was merely found beside a model
+            may not name any: an unknown folder must not run code.
+    """
+
+    base: Path | None = None
+    allow_code: bool = True
+
+
+@dataclass(frozen=True)
 class Job:
     """One run, complete: what ``quantize`` makes out of its arguments and the recipe.
 
     Attributes:
         recipe: What to do.
-        base: Folder that the recipe's relative paths start from; the working directory if None.
-        allow_data_code: Whether the recipe's data may be Python code. Those of a recipe that was
-            merely found beside a model may not: an unknown folder must not run code.
-        allow_metric_code: The same of its metric.
+        data_from: Where its data were named.
+        metric_from: Where its metric was named.
         prepare: Fold, name and raise the opset first; without it the graph stays as it is.
         seed: Draws the calibration samples.
         progress: Called with (stage, done, total).
     """
 
     recipe: Recipe = field(default_factory=Recipe)
-    base: Path | None = None
-    allow_data_code: bool = True
-    allow_metric_code: bool = True
+    data_from: Origin = Origin()
+    metric_from: Origin = Origin()
     prepare: bool = True
     seed: int = 0
     progress: Progress | None = None
@@ -171,29 +183,28 @@ def make_job(model: Path | None, recipe: Recipe | str | Path | None) -> Job:
     if isinstance(recipe, Recipe):
         return Job(recipe)
     if recipe is not None:
-        return Job(load_recipe(Path(recipe)), base=Path(recipe).parent)
-    found = find_recipe(model) if model is not None and model.is_file() else None
-    if found is None:
+        path, origin = Path(recipe), Origin(Path(recipe).parent)
+    elif model is not None and model.is_file() and (found := find_recipe(model)) is not None:
+        path, origin = found, Origin(found.parent, allow_code=False)
+    else:
         return Job()
-    return Job(
-        load_recipe(found), base=found.parent, allow_data_code=False, allow_metric_code=False
-    )
+    return Job(load_recipe(path), data_from=origin, metric_from=origin)
 
 
 def with_data(job: Job, data: str, test: str | None = None) -> Job:
     """The job on other data, whose paths start from the working directory.
 
-    Data that the caller names may be Python code, whatever the recipe may.
+    Data that the caller names may be Python code, whatever the recipe may name.
     """
     settings = with_fields(job.recipe.data, calibration=data, test=test)
     recipe = with_fields(job.recipe, data=settings)
-    return replace(job, recipe=recipe, base=None, allow_data_code=True)
+    return replace(job, recipe=recipe, data_from=Origin())
 
 
 def with_metric(job: Job, metric: str) -> Job:
-    """The job with another metric, which may be Python code, whatever the recipe may name."""
+    """The job with another metric, named by the caller as in ``with_data``."""
     recipe = with_fields(job.recipe, verify=with_fields(job.recipe.verify, metric=metric))
-    return replace(job, recipe=recipe, allow_metric_code=True)
+    return replace(job, recipe=recipe, metric_from=Origin())
 
 
 def run(
@@ -213,7 +224,8 @@ def run(
     if path is not None:
         for target in (path, receipt_path(path)):
             check_writable(target, source.path, force=force)
-    metric = load_metric(job.recipe.verify.metric, allow_code=job.allow_metric_code)
+    named = job.metric_from
+    metric = load_metric(job.recipe.verify.metric, allow_code=named.allow_code, base=named.base)
     drafted = draft(source, job)
     made = source if drafted.plan.empty else _rewrite(drafted)
     receipt = _verify(drafted, made, path, job, metric)
@@ -304,13 +316,15 @@ def _open_readers(
             spec,
             inputs,
             preprocess=settings.preprocess,
-            base=job.base,
-            allow_code=job.allow_data_code,
+            base=job.data_from.base,
+            allow_code=job.data_from.allow_code,
         )
 
     calibration, notes = reader(settings.calibration), []
     if settings.test is not None:
         test = reader(settings.test)
+    elif recipe.precision == "int8-weights":
+        test = calibration  # nothing is calibrated, so that every sample can judge
     else:
         calibration, test = calibration.split(settings.holdout)
         if test.shared:
@@ -336,7 +350,7 @@ def _calibrate(prepared: Model, census: Census, reader: Reader, recipe: Recipe, 
         lambda: make_observer(settings.method, **options),
         batch_size=recipe.data.batch_size,
         threads=recipe.verify.threads,
-        progress=_stage(job, "calibrate"),
+        progress=partial(job.progress, "calibrate") if job.progress is not None else None,
     )
 
 
@@ -370,7 +384,7 @@ def _verify(
         threads=recipe.verify.threads,
         seconds=recipe.verify.seconds,
         notes=drafted.notes,
-        progress=_stage(job, "verify"),
+        progress=job.progress,
     )
     readers = {"calibration": drafted.calibration, "test": drafted.test}
     return Receipt(
@@ -394,10 +408,3 @@ def _facts(model: Model) -> FileFacts:
 
 def _size(model: Model) -> int:
     return sum(file.stat().st_size for file in files_of(model)) or encoded_size(model)
-
-
-def _stage(job: Job, name: str) -> Callable[[int, int], None] | None:
-    progress = job.progress
-    if progress is None:
-        return None
-    return lambda done, total: progress(name, done, total)

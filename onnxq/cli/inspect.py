@@ -30,7 +30,7 @@ Examples:
 def inspect(model: Path, target: str | None, no_prepare: bool, as_json: bool) -> None:
     """Show every node of MODEL, and whether it can run as int8.
 
-    The names are those that --keep-float and recipes match; nodes without one are named.
+    The names are those that --keep-float and recipes match; nodes without one get one.
     """
     graph = load(model)
     if not no_prepare:

@@ -27,13 +27,17 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--data", metavar="DATA", help=f"Calibration data: {FORMS}.")
+@click.option("--data", metavar="DATA", help=f"Calibration {FORMS}.")
 @click.option("--test-data", metavar="DATA", help="Test data; else the tail of --data.")
-@click.option("--recipe", type=click.Path(path_type=Path), help="Recipe; else the one beside.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Else MODEL.int8.onnx.")
+@click.option("--recipe", type=click.Path(path_type=Path), help="Recipe; else MODEL.onnxq.toml.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Output; else MODEL.int8.onnx."
+)
 @click.option("--precision", type=click.Choice(["int8", "int8-weights"]), help="What to make.")
 @click.option("--target", type=click.Choice(list(TARGETS)), help="Provider; else this machine's.")
-@click.option("--calibrator", type=click.Choice(["minmax", "percentile"]), help="Range method.")
+@click.option(
+    "--calibrator", type=click.Choice(["minmax", "percentile"]), help="How ranges are chosen."
+)
 @click.option("--per-tensor", is_flag=True, help="One scale per weight, not one per channel.")
 @click.option("--keep-float", metavar="GLOB", multiple=True, help="Nodes that stay float.")
 @click.option("--keep-float-op", metavar="OP", multiple=True, help="Operators that stay float.")

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
+from onnxq.data.code import find_function, user_code
 from onnxq.data.npz import Rows
 from onnxq.data.sources import LABELS, Raw, pop_labels, update_digest
-from onnxq.data.validate import suggest
 from onnxq.errors import DataError
 from onnxq.types import Array, Feed, TensorSpec
-
-# files whose frames say nothing about where a user's code failed
-_NOT_THEIRS = {
-    __file__,
-    importlib.__file__,
-    "<frozen importlib._bootstrap>",
-    "<frozen importlib._bootstrap_external>",
-}
 
 
 class FunctionSource:
@@ -44,7 +30,7 @@ class FunctionSource:
     def __init__(self, module: str | Path, name: str, inputs: Sequence[TensorSpec]) -> None:
         self._where = f"{module}:{name}"
         self._inputs = inputs
-        self._function = _find(module, name)
+        self._function = find_function(module, name)
 
     @property
     def size(self) -> int:
@@ -97,11 +83,11 @@ class FunctionSource:
         return count, labelled, digest.hexdigest()
 
     def _call(self) -> Iterator[object]:
-        with _user_code(f"{self._where} failed"):
+        with user_code(f"{self._where} failed"):
             items = iter(self._function())
         index = 0
         while True:
-            with _user_code(f"{self._where} failed at feed {index}"):
+            with user_code(f"{self._where} failed at feed {index}"):
                 try:
                     item = next(items)
                 except StopIteration:
@@ -145,56 +131,3 @@ def _labels(value: object, where: str) -> Array:
     if labels.dtype.hasobject:
         raise DataError(f"{where}: the labels are no array of numbers", "yield a NumPy array")
     return labels
-
-
-def _find(module: str | Path, name: str) -> Callable[[], Iterator[object]]:
-    """Import the module and get the function."""
-    with _user_code(f"{module} cannot be imported"):
-        loaded = _import_file(module) if isinstance(module, Path) else _import_name(module)
-    function = getattr(loaded, name, None)
-    if not callable(function):
-        known = [key for key, value in vars(loaded).items() if callable(value)]
-        hint = suggest(name, known, "functions in it") if known else "it defines no function"
-        raise DataError(f"{module} has no function '{name}'", hint)
-    return function  # type: ignore[no-any-return]  # whatever it yields is checked later
-
-
-def _import_name(name: str) -> ModuleType:
-    with _importable(Path.cwd()):
-        return importlib.import_module(name)
-
-
-def _import_file(path: Path) -> ModuleType:
-    # named by its whole path: two files of the same name do not meet in sys.modules
-    name = "onnxq_data_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError("not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
-    with _importable(path.resolve().parent):
-        spec.loader.exec_module(module)
-    return module
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Let modules in ``folder`` be imported, as ``python -m`` and ``python file.py`` do."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        with suppress(ValueError):  # the module may have changed the path itself
-            sys.path.remove(str(folder))
-
-
-@contextmanager
-def _user_code(what: str) -> Iterator[None]:
-    """Turn whatever a user's code raises into a DataError that names the line."""
-    try:
-        yield
-    except Exception as error:  # a user's function may raise anything
-        frames = traceback.extract_tb(error.__traceback__)
-        theirs = [frame for frame in frames if frame.filename not in _NOT_THEIRS]
-        at = f" ({Path(theirs[-1].filename).name}:{theirs[-1].lineno})" if theirs else ""
-        raise DataError(f"{what}: {type(error).__name__}: {error}{at}") from error

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from onnxq.data.code import parse_code
 from onnxq.data.datasets import NAMES, SPLITS, load_dataset
 from onnxq.data.function import FunctionSource
 from onnxq.data.preprocess import Preprocess
@@ -30,7 +31,6 @@ FORMS = (
 )
 
 _DATASET = "dataset:"
-_CODE = re.compile(r"(?P<module>.+\.py|[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)")
 
 
 def open_data(
@@ -82,7 +82,7 @@ def _source(
         if path.suffix != ".npz":
             raise DataError(f"{path}: not a kind of data that can be read", FORMS)
         return npz_source(path, inputs)
-    code = _CODE.fullmatch(spec)
+    code = parse_code(spec, base)
     if code is None:
         raise DataError(f"{path}: no such file or folder", FORMS)
     if not allow_code:
@@ -90,13 +90,7 @@ def _source(
             f"a recipe that was merely found beside the model may not name Python code ('{spec}')",
             "pass it with --recipe or --data",
         )
-    module, name = code["module"], code["name"]
-    if not module.endswith(".py"):
-        return FunctionSource(module, name, inputs)
-    file = base / Path(module).expanduser()
-    if not file.is_file():
-        raise DataError(f"{file}: no such Python file", FORMS)
-    return FunctionSource(file, name, inputs)
+    return FunctionSource(*code, inputs)
 
 
 def _dataset(spec: str, inputs: Sequence[TensorSpec]) -> ArraySource:

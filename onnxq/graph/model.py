@@ -39,8 +39,10 @@ class Model:
 
     @property
     def opset(self) -> int:
-        """Version of the default operator set."""
-        return self.ir.opset_imports.get("", 1)
+        """Version of the default operator set; the newest when the model imports another only."""
+        imports = self.ir.opset_imports
+        newest: int = onnx.defs.onnx_opset_version()
+        return imports.get("", imports.get("ai.onnx", newest))
 
     @property
     def metadata(self) -> dict[str, str]:

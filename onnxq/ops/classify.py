@@ -101,10 +101,12 @@ def _refuse(
     if types != {"float32"}:
         found = ", ".join(sorted(t or "an unknown type" for t in types))
         return "not-float32", f"computes on {found}, not on float32"
+    special = _SPECIAL.get(node.op)
+    if special and (verdict := special(view, node)):
+        return verdict
     if all(view.is_constant(node.inputs[p]) for p in ports if p < len(node.inputs)):
         return "constant-input", "has only constant inputs"
-    special = _SPECIAL.get(node.op)
-    return special(view, node) if special else None
+    return None
 
 
 def _refuse_conv(view: GraphView, node: NodeView) -> Verdict:

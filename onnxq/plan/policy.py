@@ -24,7 +24,7 @@ def keep_float(
     kept: dict[str, Reason] = {}
     names, ops = [n.name for n in census.nodes], {n.op for n in census.nodes}
     for pattern in patterns:
-        hits = [name for name in names if fnmatchcase(name, pattern)]
+        hits = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
         if not hits:
             raise UsageError(f"no node is called '{pattern}'", _nearest(pattern, names))
         kept.update({n: Reason("kept-float", f"kept float by '{pattern}'", n) for n in hits})
@@ -55,10 +55,13 @@ class Regions:
     def __init__(self, view: GraphView, census: Census, kept: dict[str, Reason]) -> None:
         self._view = view
         self._infos = {node.name: node for node in census.nodes}
+        self._moved = _Moved(view)
         self.reasons: dict[str, Reason] = {
             node.name: node.reason for node in census.nodes if node.reason is not None
         } | kept
         self.int8 = {n for n in self._infos if n not in self.reasons}
+        for name in self.reasons:
+            self._moved.note(self._infos[name])
         self._settle()
 
     def _settle(self) -> None:
@@ -67,22 +70,26 @@ class Regions:
             name = queue.popleft()
             if name not in self.int8:
                 continue
-            sentence = self._broken_rule(self._infos[name])
+            node = self._infos[name]
+            sentence = self._broken_rule(node)
             if sentence:
                 self.int8.discard(name)
                 self.reasons[name] = Reason("no-gain", sentence, name)
-                queue.extend(self._neighbours(self._infos[name]))
+                readers = [r for t in node.outputs for r in self._moved.readers(t)]
+                makers = [self._view.producer(tensor) for _, tensor in node.data]
+                queue.extend(readers + [maker.name for maker in makers if maker is not None])
+                self._moved.note(node)
 
     def _broken_rule(self, node: NodeInfo) -> str:
         if node.role is Role.COMPUTE:
-            if node.weight is not None or all(self.available(t, node) for _, t in node.data):
+            if node.weight is not None or all(self._available(t, node) for _, t in node.data):
                 return ""
             return "one of its two activations is computed in float"
         if node.kernel is Kernel.CLAMP:
             return self._broken_clamp(node)
-        if not all(self.available(tensor, node) for _, tensor in node.data):
+        if not all(self._available(tensor, node) for _, tensor in node.data):
             return "its input is computed in float, so that a Q/DQ pair would be pure loss"
-        if not self.wanted(node):
+        if not self._wanted(node):
             return "nothing behind it computes in int8"
         return ""
 
@@ -96,37 +103,21 @@ class Regions:
             return "its input is used elsewhere too, so that no range can absorb it"
         if info.kernel is Kernel.MOVES:
             return "it follows an operator that only moves data"
-        if not (info.op == "Conv" or self.wanted(node)):
+        if not (info.op == "Conv" or self._wanted(node)):
             return "nothing behind it computes in int8"
         return ""
 
-    def available(self, tensor: str, reader: NodeInfo) -> bool:
+    def _available(self, tensor: str, reader: NodeInfo) -> bool:
         """True when a tensor is int8 data, or float data that only moved since it was int8."""
-        while (producer := self._view.producer(tensor)) is not None:
-            info = self._infos[producer.name]
-            if info.name in self.int8:
-                return True
-            if info.role is not Role.MOVE or not info.data:
-                return False
-            tensor = info.data[0][1]
-        return reader.role in (Role.COMPUTE, Role.MOVE, Role.JOIN)
+        producer = self._view.producer(self._moved.origin(tensor))
+        if producer is None:
+            return reader.role in (Role.COMPUTE, Role.MOVE, Role.JOIN)
+        return producer.name in self.int8
 
-    def wanted(self, node: NodeInfo) -> bool:
+    def _wanted(self, node: NodeInfo) -> bool:
         """True when a node that computes in int8 reads one of the outputs."""
         users = (use.node for tensor in node.outputs for use in self._view.uses(tensor))
         return any(user in self.int8 for user in users)
-
-    def _neighbours(self, node: NodeInfo) -> list[str]:
-        producers = (self._view.producer(tensor) for _, tensor in node.data)
-        found = [p.name for p in producers if p is not None]
-        front = list(node.outputs)
-        while front:  # float movers pass the news on to what they feed
-            for use in self._view.uses(front.pop()):
-                found.append(use.node)
-                info = self._infos[use.node]
-                if info.role is Role.MOVE and use.node not in self.int8:
-                    front.extend(info.outputs)
-        return found
 
     def absorbed(self, tensor: str) -> bool:
         """True for a tensor between a node and the clamp that vanishes into its range."""
@@ -161,3 +152,40 @@ class Regions:
             return True
         adds = [u for u in users if self._infos[u].op == "Add" and self._infos[u].constants]
         return node.op == "MatMul" and bool(adds)
+
+
+class _Moved:
+    """Where float data come from that were only moved: a union-find over float movers."""
+
+    def __init__(self, view: GraphView) -> None:
+        self._view = view
+        self._parent: dict[str, str] = {}
+        self._readers: dict[str, dict[str, None]] = {}
+
+    def note(self, node: NodeInfo) -> None:
+        """A node computes in float: if it only moves data, its outputs are its input."""
+        origins = [self.origin(tensor) for _, tensor in node.data]
+        for origin in origins:
+            self.readers(origin).pop(node.name, None)  # what is float stays so: no news for it
+        if node.role is not Role.MOVE or not origins:
+            return
+        for tensor in node.outputs:
+            if self.origin(tensor) == origins[0]:
+                continue
+            few, many = sorted((self.readers(origins[0]), self.readers(tensor)), key=len)
+            many.update(few)  # the shorter list moves, so that all moves are n log n
+            self._readers[origins[0]] = many
+            self._parent[tensor] = origins[0]
+
+    def origin(self, tensor: str) -> str:
+        """The tensor that the values of this one were first in."""
+        while (parent := self._parent.get(tensor)) is not None:
+            self._parent[tensor] = self._parent.get(parent, parent)  # halve the path
+            tensor = parent
+        return tensor
+
+    def readers(self, tensor: str) -> dict[str, None]:
+        """Nodes that read these values, moved or not, and are not known to compute in float."""
+        if tensor not in self._readers:
+            self._readers[tensor] = {use.node: None for use in self._view.uses(tensor)}
+        return self._readers[tensor]

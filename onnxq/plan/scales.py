@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import reduce
+
 import numpy as np
 
 from onnxq.graph import GraphView
 from onnxq.numerics import channel_range, choose_qparams
-from onnxq.ops import NodeInfo, Role
+from onnxq.ops import NodeInfo
 from onnxq.targets import Kernel, Target
 from onnxq.types import Array, QParams, TensorRange
 
@@ -16,13 +19,54 @@ MOST_STRETCH = 2.0
 BIAS_LIMIT = 2.0**29
 
 
+@dataclass(frozen=True)
+class _Range:
+    """The range of a group of tensors, and how far it may grow.
+
+    Attributes:
+        lo: Lower end, at most 0.
+        hi: Upper end, at least 0.
+        span: Width of the narrowest member.
+        floor: What ``lo`` may not fall below: behind a Relu or Clip a wider range would not cut
+            what the clamp cuts, so that the clamp and the layer before it would run as float.
+        ceiling: The same for ``hi``.
+    """
+
+    lo: float
+    hi: float
+    span: float
+    floor: float
+    ceiling: float
+
+    @classmethod
+    def of(cls, found: TensorRange, clamp: str) -> _Range:
+        lo, hi = min(found.lo, 0.0), max(found.hi, 0.0)
+        return cls(lo, hi, hi - lo, lo if clamp else -np.inf, hi if clamp == "Clip" else np.inf)
+
+    def join(self, other: _Range) -> _Range:
+        return _Range(
+            min(self.lo, other.lo),
+            max(self.hi, other.hi),
+            min(self.span, other.span),
+            max(self.floor, other.floor),
+            min(self.ceiling, other.ceiling),
+        )
+
+    @property
+    def suits_all(self) -> bool:
+        fine = self.hi - self.lo <= MOST_STRETCH * self.span
+        return fine and self.floor <= self.lo and self.hi <= self.ceiling
+
+
 def share_scales(nodes: list[NodeInfo], ranges: dict[str, TensorRange]) -> list[tuple[str, ...]]:
     """Groups of two and more tensors that must have one scale and zero point.
 
     An operator that only moves data has the same scale on both sides. The parts of a Concat
-    share the whole's scale, so that it copies bytes, unless that is too coarse for a part.
+    share the whole's scale, so that it copies bytes, unless that does not suit one of them.
     """
+    clamps = {t: node.op for node in nodes if node.kernel is Kernel.CLAMP for t in node.outputs}
     parent = {tensor: tensor for tensor in ranges}
+    joint = {t: _Range.of(found, clamps.get(t, "")) for t, found in ranges.items()}
 
     def root(tensor: str) -> str:
         while parent[tensor] != tensor:
@@ -30,23 +74,20 @@ def share_scales(nodes: list[NodeInfo], ranges: dict[str, TensorRange]) -> list[
             tensor = parent[tensor]
         return tensor
 
-    for node in nodes:
+    movers = [node for node in nodes if node.kernel is Kernel.MOVES]
+    for node in movers + [node for node in nodes if node.op == "Concat"]:
         inside = [t for _, t in node.data if t in parent]
         made = [t for t in node.outputs if t in parent]
-        joins = node.role is Role.JOIN and node.op == "Concat" and _alike(inside + made, ranges)
-        if (node.kernel is Kernel.MOVES or joins) and inside and made:
-            for tensor in inside + made:
-                parent[root(tensor)] = root(made[0])
+        roots = {root(t) for t in inside + made}
+        whole = reduce(_Range.join, (joint[r] for r in roots)) if inside and made else None
+        if whole and (node.kernel is Kernel.MOVES or whole.suits_all):
+            top = root(made[0])
+            parent.update(dict.fromkeys(roots, top))
+            joint[top] = whole
     groups: dict[str, list[str]] = {}
     for tensor in ranges:
         groups.setdefault(root(tensor), []).append(tensor)
     return [tuple(group) for group in groups.values() if len(group) > 1]
-
-
-def _alike(tensors: list[str], ranges: dict[str, TensorRange]) -> bool:
-    spans = [max(ranges[t].hi, 0.0) - min(ranges[t].lo, 0.0) for t in tensors]
-    whole = max(ranges[t].hi for t in tensors) - min(ranges[t].lo for t in tensors)
-    return whole <= MOST_STRETCH * min(spans)
 
 
 def activation_params(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -45,13 +45,20 @@ class Latency(msgspec.Struct, frozen=True):
         return [a / b for a, b in pairs]
 
 
-def measure_latency(sessions: Sequence[Session], feed: Feed, *, seconds: float) -> Latency:
+def measure_latency(
+    sessions: Sequence[Session],
+    feed: Feed,
+    *,
+    seconds: float,
+    progress: Callable[[int, int], None] | None = None,
+) -> Latency:
     """Run every session in turn, again and again, on one feed.
 
     Args:
         sessions: The models to compare.
         feed: What they are fed.
         seconds: About how long to measure; at least nine rounds are run in any case.
+        progress: Called after every round with (percent of the time, 100).
     """
     for session in sessions:
         for _ in range(WARM_UP):
@@ -67,6 +74,8 @@ def measure_latency(sessions: Sequence[Session], feed: Feed, *, seconds: float) 
         order = list(enumerate(sessions))
         for index, session in order if len(samples[0]) % 2 else reversed(order):
             samples[index].append(_time(session, feed, repeats[index]))
+        if progress is not None:
+            progress(min(100, int(100 * spent / max(seconds, 1e-9))), 100)
     return Latency(
         tuple(float(np.median(times)) * 1e3 for times in samples),
         len(samples[0]),

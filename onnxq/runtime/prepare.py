@@ -112,20 +112,18 @@ def synthetic_feed(inputs: tuple[TensorSpec, ...], seed: int = 0) -> Feed:
     """A made-up feed: normal noise for floats, small integers; symbolic axes get size 1.
 
     Raises:
-        RuntimeFailure: An input has no known type or rank.
+        RuntimeFailure: An input is no tensor of numbers, or its rank is not known.
     """
     rng = np.random.default_rng(seed)
     feed: Feed = {}
     for spec in inputs:
-        if spec.shape is None or not spec.dtype:
-            raise RuntimeFailure(f"input '{spec.name}' has no known shape", "give --data")
+        kind = np.sctypeDict.get(spec.dtype, np.object_)
+        if spec.shape is None or not issubclass(kind, (np.number, np.bool_)):
+            what = f"input '{spec.name}' ({spec.dtype or 'of unknown type'})"
+            raise RuntimeFailure(f"no feed can be made up for {what}", "give --data")
         shape = [d if isinstance(d, int) and d > 0 else 1 for d in spec.shape]
-        if "float" in spec.dtype:
-            feed[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
-        elif spec.dtype == "bool":
-            feed[spec.name] = rng.integers(0, 2, shape).astype(bool)
-        elif spec.dtype in np.sctypeDict:
-            feed[spec.name] = rng.integers(0, 2, shape).astype(spec.dtype)
+        if issubclass(kind, np.floating):
+            feed[spec.name] = rng.standard_normal(shape).astype(kind)
         else:
-            raise RuntimeFailure(f"input '{spec.name}' has type {spec.dtype}", "give --data")
+            feed[spec.name] = rng.integers(0, 2, shape).astype(kind)
     return feed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ LEVELS = {
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
+# Where in its own source ONNX Runtime failed, down to the function's signature.
+_SOURCE_LINE = re.compile(r"/\S+\.(?:cc|h):\d+ .*?\) ")
 # ONNX Runtime's protobuf input ends at 2 GiB; larger models are read from a file.
 IN_MEMORY_LIMIT = 1_000_000_000
 
@@ -111,7 +114,8 @@ def _open(model: Model, options: Any) -> Any:  # noqa: ANN401 - onnxruntime is u
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = _SOURCE_LINE.sub("", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0][:400] if lines else type(error).__name__
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from onnxq.data import find_function, parse_code, user_code
 from onnxq.errors import DataError, UsageError
 from onnxq.types import Array
 
@@ -91,13 +90,8 @@ class FunctionMetric:
             DataError: The function fails, or returns no finite number.
         """
         outputs = {name: _join(values) for name, values in self._outputs.items()}
-        try:
+        with user_code(f"metric '{self._name}' failed"):
             value = float(self._function(outputs, _join(self._labels)))
-        except Exception as error:
-            raise DataError(
-                f"metric '{self._name}' failed: {type(error).__name__}: {error}",
-                "it is called with (outputs by name, labels) and returns one number",
-            ) from error
         if not math.isfinite(value):
             raise DataError(f"metric '{self._name}' returned {value}", "return a finite number")
         return value
@@ -109,16 +103,22 @@ def _join(values: list[Array]) -> Array | list[Array]:
     return values
 
 
-def load_metric(name: str, *, allow_code: bool) -> Callable[[], Metric]:
+def load_metric(name: str, *, allow_code: bool, base: Path | None = None) -> Callable[[], Metric]:
     """A maker of metrics: ``top1``, or ``module:function``.
+
+    Args:
+        name: What the user named.
+        allow_code: Whether a function may be imported.
+        base: Folder that the path of a ``.py`` file starts from.
 
     Raises:
         UsageError: There is no such metric, or code may not be run.
+        DataError: The module cannot be imported, or has no such function.
     """
     if name == "top1":
         return Top1
-    module, _, attribute = name.partition(":")
-    if not attribute:
+    code = parse_code(name, base or Path())
+    if code is None:
         raise UsageError(f"unknown metric '{name}'", "use 'top1' or 'module:function'")
     if not allow_code:
         raise UsageError(
@@ -126,13 +126,5 @@ def load_metric(name: str, *, allow_code: bool) -> Callable[[], Metric]:
             "model may not name",
             "pass the recipe with --recipe, or the metric with --metric",
         )
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a user's module can raise anything
-        raise UsageError(
-            f"metric '{name}' cannot be imported: {type(error).__name__}: {error}",
-            "modules are looked for in the working directory and on PYTHONPATH",
-        ) from error
+    function = find_function(*code)
     return lambda: FunctionMetric(name, function)

@@ -1,0 +1,125 @@
+"""The reference pages say what the program does; where they do not, a script writes them anew."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import jsonschema
+import msgspec
+import pytest
+
+from onnxq.cli import main
+from onnxq.cli.main import COMMANDS
+from onnxq.data import Preprocess
+from onnxq.plan import Recipe
+from onnxq.plan.recipe import Budgets, CalibrationSettings, DataSettings, VerifySettings
+from onnxq.verify import receipt_schema
+
+ROOT = Path(__file__).parents[2]
+RECIPE_PAGE = (ROOT / "docs/recipe.md").read_text(encoding="utf-8")
+SECTIONS = {
+    "First level": Recipe,
+    "`[data]`": DataSettings,
+    "`[data.preprocess]`": Preprocess,
+    "`[calibration]`": CalibrationSettings,
+    "`[verify]`": VerifySettings,
+    "`[budgets]`": Budgets,
+}
+
+
+@pytest.mark.parametrize(
+    ("page", "script"),
+    [("receipt.schema.json", "write_schema.py"), ("cli.md", "write_cli_docs.py")],
+)
+def test_page_is_up_to_date(page: str, script: str) -> None:
+    expected = runpy.run_path(str(ROOT / "scripts" / script))["text"]()
+    found = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert found == expected, f"run: python scripts/{script}"
+
+
+class TestSchema:
+    schema = json.loads((ROOT / "docs/receipt.schema.json").read_bytes())
+
+    def test_is_a_schema(self) -> None:
+        jsonschema.Draft202012Validator.check_schema(self.schema)
+
+    def test_refuses_what_is_no_receipt(self) -> None:
+        required = receipt_schema()["$defs"]["Receipt"]["required"]
+        with pytest.raises(jsonschema.ValidationError, match="is a required property"):
+            jsonschema.validate(dict.fromkeys(required[1:], {}), self.schema)
+
+
+def options() -> Iterator[tuple[str, str]]:
+    for name in COMMANDS:
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                yield from ((name, flag) for flag in parameter.opts)
+
+
+@pytest.mark.parametrize(("command", "option"), options())
+def test_option_is_in_the_reference(command: str, option: str) -> None:
+    page = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    section = page.split(f"## onnxq {command}\n")[1].split("\n## ")[0]
+    assert re.search(rf"{option}\b", section)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_parameter_has_help(command: str) -> None:
+    found = main.get_command(click.Context(main), command)
+    assert found is not None
+    assert found.help
+    assert found.short_help is None or found.short_help
+    assert all(p.help for p in found.params if isinstance(p, click.Option))
+
+
+def rows(section: str) -> dict[str, tuple[str, str, str]]:
+    """The table of a section: type, default and meaning by key."""
+    text = RECIPE_PAGE.split(f"## {section}\n")[1].split("\n## ")[0]
+    cells = [re.split(r"\s*\|\s*", line.strip("| ")) for line in text.splitlines() if "|" in line]
+    assert cells[0] == ["key", "type", "default", "meaning"]
+    return {key.strip("`"): (kind, default, meaning) for key, kind, default, meaning in cells[2:]}
+
+
+def as_toml(field: msgspec.inspect.Field) -> str:
+    """A default as the page writes it; nothing for a table that is always there."""
+    default = field.default
+    if default is msgspec.NODEFAULT:
+        default = field.default_factory()
+    if isinstance(default, msgspec.Struct):
+        return ""
+    if default is None:
+        return "none"
+    return f"`{json.dumps(list(default) if isinstance(default, tuple) else default)}`"
+
+
+@pytest.mark.parametrize(("section", "struct"), SECTIONS.items(), ids=SECTIONS)
+def test_recipe_keys(section: str, struct: type[msgspec.Struct]) -> None:
+    documented = rows(section)
+    fields = {field.encode_name: field for field in msgspec.inspect.type_info(struct).fields}
+    assert list(documented) == list(fields)
+    for name, (kind, default, meaning) in documented.items():
+        assert default == as_toml(fields[name]), name
+        assert kind, name
+        assert meaning.endswith("."), name
+
+
+def test_recipe_page_has_all_tables() -> None:
+    """The page's sections are the recipe's tables, and there is no other."""
+    titles = re.findall(r"^## (.+)$", RECIPE_PAGE, re.MULTILINE)
+    assert titles == ["Example", *SECTIONS]
+
+
+def test_recipe_example() -> None:
+    (text,) = re.findall(r"```toml\n(.*?)```", RECIPE_PAGE, re.DOTALL)
+    recipe = msgspec.convert(tomllib.loads(text), Recipe)
+    assert recipe.precision == "int8"
+    assert recipe.data.preprocess is not None
+    assert recipe.budgets.max_drop == 0.005

@@ -1,0 +1,157 @@
+"""Metrics: top-1, functions of the user's, and which output holds scores."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxq.errors import DataError, UsageError
+from onnxq.verify import load_metric
+from onnxq.verify.metric import scores_output
+
+SCORES = np.array([[0.1, 0.9], [0.8, 0.2], [0.6, 0.4]], np.float32)
+LABELS = np.array([1, 0, 1])
+
+
+@pytest.fixture
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of the user's in the working directory."""
+    (tmp_path / "metrics_of_mine.py").write_text(
+        "def count(outputs, labels): return len(labels)\n"
+        "def kind(outputs, labels): return isinstance(outputs['y'], list)\n"
+        "def boom(outputs, labels): raise LookupError('no such class')\n"
+        "def text(outputs, labels): return 'good'\n"
+        "def infinite(outputs, labels): return float('inf')\n"
+    )
+    (tmp_path / "metrics_broken.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+
+class TestTop1:
+    def test_share_of_hits(self) -> None:
+        metric = load_metric("top1", allow_code=False)()
+        metric.update({"y": SCORES}, LABELS)
+        assert metric.result() == 2 / 3
+        metric.update({"y": SCORES[:1]}, LABELS[:1])
+        assert metric.result() == 3 / 4
+
+    def test_makes_a_new_one_each_time(self) -> None:
+        make = load_metric("top1", allow_code=False)
+        make().update({"y": SCORES}, LABELS)
+        assert make().result() == 0
+
+    def test_skips_what_is_no_score(self) -> None:
+        metric = load_metric("top1", allow_code=False)()
+        metric.update({"features": np.ones((3, 4, 4), np.float32), "y": SCORES}, LABELS)
+        assert metric.result() == 2 / 3
+
+    @pytest.mark.parametrize(
+        ("outputs", "labels"),
+        [
+            ({"y": SCORES[:, 0]}, LABELS),
+            ({"y": SCORES}, LABELS[:, None]),
+            ({"y": SCORES}, LABELS[:2]),
+            ({}, LABELS),
+        ],
+        ids=["no row of scores", "labels of rank 2", "too few labels", "no output"],
+    )
+    def test_unusable(self, outputs: dict[str, np.ndarray], labels: np.ndarray) -> None:
+        metric = load_metric("top1", allow_code=False)()
+        with pytest.raises(DataError, match=r"'top1' needs .* --metric module:function"):
+            metric.update(outputs, labels)
+
+
+@pytest.mark.usefixtures("code")
+class TestFunction:
+    def test_gets_all_batches_at_once(self) -> None:
+        metric = load_metric("metrics_of_mine:count", allow_code=True)()
+        metric.update({"y": SCORES}, LABELS)
+        metric.update({"y": SCORES[:2]}, LABELS[:2])
+        assert metric.result() == 5
+
+    @pytest.mark.parametrize(("width", "as_list"), [(2, 0), (3, 1)])
+    def test_shapes_that_differ_stay_a_list(self, width: int, as_list: int) -> None:
+        metric = load_metric("metrics_of_mine:kind", allow_code=True)()
+        metric.update({"y": SCORES}, LABELS)
+        metric.update({"y": np.ones((3, width), np.float32)}, LABELS)
+        assert metric.result() == as_list
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("boom", "failed: LookupError: no such class"),
+            ("text", "failed: ValueError"),
+            ("infinite", "returned inf; return a finite number"),
+        ],
+    )
+    def test_failure(self, name: str, words: str) -> None:
+        metric = load_metric(f"metrics_of_mine:{name}", allow_code=True)()
+        metric.update({"y": SCORES}, LABELS)
+        with pytest.raises(DataError, match=f"'metrics_of_mine:{name}' {words}"):
+            metric.result()
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("top5", "unknown metric 'top5'; use 'top1' or 'module:function'"),
+            (":count", "unknown metric ':count'"),
+        ],
+    )
+    def test_unknown(self, name: str, words: str) -> None:
+        with pytest.raises(UsageError, match=words):
+            load_metric(name, allow_code=True)
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("metrics_of_mine:cuont", "'cuont'; did you mean 'count'?"),
+            ("metrics_of_nobody:f", "metrics_of_nobody cannot be imported: ModuleNotFoundError"),
+            ("metrics_broken:f", r"ZeroDivisionError.*\(metrics_broken.py:1\)"),
+            ("missing.py:f", "missing.py: no such Python file"),
+        ],
+    )
+    def test_cannot_be_loaded(self, name: str, words: str) -> None:
+        with pytest.raises(DataError, match=words):
+            load_metric(name, allow_code=True)
+
+    def test_file_beside_the_recipe(self, tmp_path: Path) -> None:
+        (tmp_path / "beside").mkdir()
+        (tmp_path / "beside/seven.py").write_text("def seven(outputs, labels): return 7\n")
+        make = load_metric("seven.py:seven", allow_code=True, base=tmp_path / "beside")
+        metric = make()
+        metric.update({"y": SCORES}, LABELS)
+        assert metric.result() == 7
+
+    def test_code_must_be_allowed(self) -> None:
+        with pytest.raises(UsageError, match=r"merely found .* --recipe, .* --metric"):
+            load_metric("metrics_broken:f", allow_code=False)  # would fail when it is imported
+
+
+X = np.zeros((3, 8), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "found"),
+    [
+        ({"y": SCORES}, "y"),
+        ({"embedding": np.ones((3, 2, 2), np.float32), "y": SCORES}, "y"),
+        ({"first": SCORES, "second": SCORES}, "first"),
+        ({"ids": np.ones((3, 2), np.int64), "y": SCORES}, "y"),
+        ({"y": SCORES.astype(np.float16)}, "y"),
+        ({"y": np.ones((3, 1), np.float32)}, None),
+        ({"y": np.ones(3, np.float32)}, None),
+        ({"y": np.ones((3, 8), np.float32)}, None),
+        ({}, None),
+    ],
+    ids=[
+        "rows", "not of rank 3", "the first", "not integers", "float16", "one column", "rank 1",
+        "a reconstruction", "none",
+    ],
+)  # fmt: skip
+def test_scores_output(outputs: dict[str, np.ndarray], found: str | None) -> None:
+    assert scores_output(outputs, {"x": X}) == found
