@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from onnxq.api import (
         Draft,
         Job,
+        Origin,
         Result,
         draft,
         load,
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
         run,
         save,
         with_data,
+        with_metric,
+        with_test_data,
     )
 
 __version__ = version("onnxq")
@@ -25,6 +28,7 @@ __version__ = version("onnxq")
 __all__ = [
     "Draft",
     "Job",
+    "Origin",
     "Result",
     "draft",
     "load",
@@ -33,6 +37,8 @@ __all__ = [
     "run",
     "save",
     "with_data",
+    "with_metric",
+    "with_test_data",
 ]
 
 

@@ -17,6 +17,7 @@ from onnxq.graph import (
     Model,
     check_writable,
     copy_model,
+    data_path,
     encoded_size,
     files_of,
     forget_inferred,
@@ -36,6 +37,7 @@ from onnxq.verify import FileFacts, Metric, Receipt, Subjects, check_gates, load
 __all__ = [
     "Draft",
     "Job",
+    "Origin",
     "Result",
     "draft",
     "load",
@@ -45,6 +47,8 @@ __all__ = [
     "run",
     "save",
     "with_data",
+    "with_metric",
+    "with_test_data",
 ]
 
 # stage, samples done, samples in all
@@ -74,7 +78,8 @@ class Job:
 
     Attributes:
         recipe: What to do.
-        data_from: Where its data were named.
+        data_from: Where its calibration data were named.
+        test_from: Where its test data were named.
         metric_from: Where its metric was named.
         prepare: Fold, name and raise the opset first; without it the graph stays as it is.
         seed: Draws the calibration samples.
@@ -83,6 +88,7 @@ class Job:
 
     recipe: Recipe = field(default_factory=Recipe)
     data_from: Origin = Origin()
+    test_from: Origin = Origin()
     metric_from: Origin = Origin()
     prepare: bool = True
     seed: int = 0
@@ -137,6 +143,7 @@ def quantize(
     model: str | Path | Model,
     *,
     data: str | None = None,
+    test_data: str | None = None,
     recipe: Recipe | str | Path | None = None,
     output: str | Path | None = None,
     force: bool = False,
@@ -147,8 +154,9 @@ def quantize(
 
     Args:
         model: A path, or a model that was loaded.
-        data: Calibration data in any form that ``onnxq.data.open_data`` takes; the tail is held
-            back to verify with. Wins over the recipe's data.
+        data: Calibration data in any form that ``onnxq.data.open_data`` takes. Wins over the
+            recipe's. The tail is held back to verify with, unless there are test data.
+        test_data: Test data, in the same forms. Wins over the recipe's.
         recipe: A recipe, or the path of one; without it, the one beside the model, if any.
         output: Where to write the model; its receipt goes beside it. Without it nothing is
             written.
@@ -171,6 +179,8 @@ def quantize(
     job = replace(make_job(path, recipe), seed=seed, progress=progress)
     if data is not None:
         job = with_data(job, data)
+    if test_data is not None:
+        job = with_test_data(job, test_data)
     return run(model, job, output=output, force=force)
 
 
@@ -188,17 +198,22 @@ def make_job(model: Path | None, recipe: Recipe | str | Path | None) -> Job:
         path, origin = found, Origin(found.parent, allow_code=False)
     else:
         return Job()
-    return Job(load_recipe(path), data_from=origin, metric_from=origin)
+    return Job(load_recipe(path), data_from=origin, test_from=origin, metric_from=origin)
 
 
-def with_data(job: Job, data: str, test: str | None = None) -> Job:
-    """The job on other data, whose paths start from the working directory.
+def with_data(job: Job, data: str) -> Job:
+    """The job on other calibration data, whose paths start from the working directory.
 
     Data that the caller names may be Python code, whatever the recipe may name.
     """
-    settings = with_fields(job.recipe.data, calibration=data, test=test)
-    recipe = with_fields(job.recipe, data=settings)
-    return replace(job, recipe=recipe, data_from=Origin())
+    settings = with_fields(job.recipe.data, calibration=data)
+    return replace(job, recipe=with_fields(job.recipe, data=settings), data_from=Origin())
+
+
+def with_test_data(job: Job, data: str) -> Job:
+    """The job on other test data, named by the caller as in ``with_data``."""
+    settings = with_fields(job.recipe.data, test=data)
+    return replace(job, recipe=with_fields(job.recipe, data=settings), test_from=Origin())
 
 
 def with_metric(job: Job, metric: str) -> Job:
@@ -222,8 +237,10 @@ def run(
     source = model if isinstance(model, Model) else load(model)
     path = Path(output) if output is not None else None
     if path is not None:
-        for target in (path, receipt_path(path)):
-            check_writable(target, source.path, force=force)
+        targets = [path, receipt_path(path)]
+        targets += [data_path(path)] if source.has_external_data else []
+        for target in targets:
+            check_writable(target, files_of(source), force=force)
     named = job.metric_from
     metric = load_metric(job.recipe.verify.metric, allow_code=named.allow_code, base=named.base)
     drafted = draft(source, job)
@@ -268,7 +285,8 @@ def draft(model: str | Path | Model, job: Job) -> Draft:
     inputs = source.view().inputs
     calibration, test, data_notes = _open_readers(recipe, job, inputs)
     notes += data_notes
-    feed = next(calibration.batches(recipe.data.batch_size)).feed if calibration else None
+    samples = calibration or test
+    feed = next(samples.batches(recipe.data.batch_size)).feed if samples else None
     prepared = prepare(source, feed) if job.prepare else source
     if prepared.opset < MINIMUM_OPSET:
         raise ModelError(
@@ -308,30 +326,29 @@ def _open_readers(
     recipe: Recipe, job: Job, inputs: tuple[TensorSpec, ...]
 ) -> tuple[Reader | None, Reader | None, tuple[str, ...]]:
     settings = recipe.data
-    if settings.calibration is None:
-        return None, None, ()
 
-    def reader(spec: str) -> Reader:
+    def reader(spec: str, origin: Origin) -> Reader:
         return open_data(
             spec,
             inputs,
             preprocess=settings.preprocess,
-            base=job.data_from.base,
-            allow_code=job.data_from.allow_code,
+            base=origin.base,
+            allow_code=origin.allow_code,
         )
 
-    calibration, notes = reader(settings.calibration), []
-    if settings.test is not None:
-        test = reader(settings.test)
-    elif recipe.precision == "int8-weights":
-        test = calibration  # nothing is calibrated, so that every sample can judge
-    else:
+    test = reader(settings.test, job.test_from) if settings.test is not None else None
+    if settings.calibration is None:
+        return None, test, ()
+    calibration = reader(settings.calibration, job.data_from)
+    notes: tuple[str, ...] = ()
+    if recipe.precision == "int8-weights":
+        return None, test or calibration, ()  # nothing is calibrated: every sample can judge
+    if test is None:
         calibration, test = calibration.split(settings.holdout)
         if test.shared:
-            notes.append("there is only one sample: it was calibrated with and verified with")
+            notes = ("there is only one sample: it was calibrated with and verified with",)
     wanted = max(recipe.calibration.samples, calibration.fixed_batch)
-    calibration = calibration.sample(wanted, job.seed)
-    return calibration, test, tuple(notes)
+    return calibration.sample(wanted, job.seed), test, notes
 
 
 def _note_few(samples: int) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
 import numpy as np
@@ -101,20 +102,93 @@ def build(path: Path) -> int:
     return sum(int(np.prod(weight.dims)) for weight in net.weights)
 
 
+STAGES = ("load", "prepare", "classify", "calibrate", "make_plan", "rewrite", "verify", "save",
+          "sha256", "encoded_size")  # fmt: skip
+
+
 def quantize(model: Path, data: Path, batch: int) -> dict[str, float]:
     """Quantize in this process; returns the seconds of every stage and the peak of memory."""
     from onnxq import api
+    from onnxq.plan import DataSettings, Recipe
 
     spent: dict[str, float] = {}
-    stages = ("load", "prepare", "classify", "_calibrate", "make_plan", "_rewrite", "_verify",
-              "save", "environment", "sha256", "encoded_size")  # fmt: skip
+    recipe = Recipe(data=DataSettings(calibration=str(data), batch_size=batch))
     with ExitStack() as stack:
-        for stage in stages:
-            timed = _timed(getattr(api, stage), stage.strip("_"), spent)
-            stack.enter_context(mock.patch.object(api, stage, timed))
-        recipe = api.Recipe(data=api.Recipe().data.__class__(batch_size=batch))
+        for stage in STAGES:
+            stack.enter_context(mock.patch.object(api, stage, _timed(api, stage, spent)))
         started = time.perf_counter()
-        api.quantize(model, data=str(data), recipe=recipe, output=model.with_name("int8.onnx"))
+        api.quantize(model, recipe=recipe, output=model.with_name("int8.onnx"))
         spent["in all"] = time.perf_counter() - started
     spent["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return spent
+
+
+def _timed(module: ModuleType, name: str, spent: dict[str, float]) -> Callable[..., object]:
+    function = getattr(module, name)
+
+    def timed(*args: object, **kwargs: object) -> object:
+        started = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            spent[name] = spent.get(name, 0.0) + time.perf_counter() - started
+
+    return timed
+
+
+def in_a_child(model: Path, data: Path, batch: int) -> dict[str, float]:
+    """Quantize in a process of its own, whose memory is that of nothing else."""
+    command = [sys.executable, __file__, "--child", str(model), str(data), "--batch", str(batch)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def help_seconds(runs: int = 10) -> float:
+    """Median wall time of ``onnxq --help``."""
+
+    def once() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "onnxq", "--help"], check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    return statistics.median(once() for _ in range(runs))
+
+
+def verdict(what: str, value: float, limit: float, unit: str, scale: float = 1.0) -> bool:
+    """Print a figure beside its limit; returns whether it was kept."""
+    kept = value <= limit
+    print(f"{what}: {value / scale:.2f} {unit} (limit {limit / scale:g}) "
+          f"{'kept' if kept else 'MISSED'}")  # fmt: skip
+    return kept
+
+
+def main() -> int:
+    """Build, quantize in a child, and print what it cost."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(quantize(*args.child, args.batch)))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        model, data = Path(folder, "resnet50.onnx"), Path(folder, "data.npz")
+        print(f"{build(model) / 1e6:.1f} M parameters, {args.samples} samples, batch {args.batch}")
+        shape = (args.samples, 3, IMAGE, IMAGE)
+        np.savez(data, image=np.random.default_rng(1).standard_normal(shape, np.float32))
+        spent = in_a_child(model, data, args.batch)
+    peak, whole = spent.pop("peak"), spent.pop("in all")
+    outside = whole - spent["calibrate"] - spent["verify"]
+    for stage, seconds in spent.items():
+        print(f"  {stage:12} {seconds:6.2f} s")
+    kept = [
+        verdict("outside calibration and verification", outside, MOST_SECONDS, "s"),
+        verdict("peak of memory", peak, MOST_BYTES, "GB", 1e9),
+        verdict("onnxq --help", help_seconds(), MOST_HELP_SECONDS, "s"),
+    ]
+    return 0 if all(kept) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

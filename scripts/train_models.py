@@ -17,6 +17,7 @@ import argparse
 import math
 import os
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +241,7 @@ def export(name: str, model: nn.Module) -> Path:
     shape = {"digits_cnn": (1, 8, 8), "mnist_cnn": (1, 28, 28)}.get(name, (3, 32, 32))
     path = MODELS / f"{name}.onnx"
     MODELS.mkdir(exist_ok=True)
+    warnings.filterwarnings("ignore", "You are using the legacy TorchScript", DeprecationWarning)
     torch.onnx.export(
         model.to(memory_format=torch.contiguous_format),
         (torch.zeros(1, *shape),),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from msgspec.structs import replace as with_fields
 
-from onnxq.api import Job, make_job, with_data, with_metric
+from onnxq.api import Job, make_job, with_data, with_metric, with_test_data
 from onnxq.plan import Recipe
 
 
@@ -38,7 +38,9 @@ def job_of(model: Path, overrides: Overrides) -> Job:
     """
     job = make_job(model, overrides.recipe)
     if overrides.data is not None:
-        job = with_data(job, overrides.data, overrides.test_data)
+        job = with_data(job, overrides.data)
+    if overrides.test_data is not None:
+        job = with_test_data(job, overrides.test_data)
     if overrides.metric is not None:
         job = with_metric(job, overrides.metric)
     return replace(job, recipe=_merge(job.recipe, overrides))

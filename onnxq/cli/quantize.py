@@ -60,8 +60,6 @@ def quantize(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands
     target runs them as int8, and accuracy is measured on samples that calibration never saw.
     The receipt lies beside the output.
     """
-    if options["test_data"] and not options["data"]:
-        raise click.UsageError("--test-data goes with --data")
     output = options["output"] or model.parent / f"{model.stem}.int8.onnx"
     said = {name: options[name] for name in Overrides.__dataclass_fields__}
     silent = options["quiet"] or options["as_json"]

@@ -4,6 +4,7 @@ from onnxq.graph.edit import Editor
 from onnxq.graph.files import (
     check_writable,
     copy_model,
+    data_path,
     files_of,
     load,
     read_tensor,
@@ -31,6 +32,7 @@ __all__ = [
     "Use",
     "check_writable",
     "copy_model",
+    "data_path",
     "difference",
     "encoded_size",
     "files_of",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
+from onnxq.errors import SelfCheckError
 from onnxq.graph.model import Model
 from onnxq.graph.view import captured, node_names, subgraphs
 from onnxq.types import Array
@@ -33,8 +35,17 @@ class Editor:
         return name in self._values
 
     def add_constant(self, name: str, array: Array) -> str:
-        """Add an initializer; one of the same name is kept, so that constants can be shared."""
-        if name not in self._values:
+        """Add an initializer; one of the same name and value is shared.
+
+        Raises:
+            SelfCheckError: Something else has this name.
+        """
+        known = self._values.get(name)
+        if known is not None:
+            data = known.const_value
+            if data is None or not np.array_equal(data.numpy(), array, equal_nan=True):
+                raise SelfCheckError(f"tensor '{name}' exists already, and is not what is added")
+        else:
             value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
             value.type, value.shape = (
                 ir.TensorType(value.const_value.dtype),  # type: ignore[union-attr]

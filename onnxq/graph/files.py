@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -145,7 +146,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     external = model.has_external_data or model.weight_bytes > ONE_PROTOBUF
-    data_name = f"{path.name}.data" if external else None
+    data_name = data_path(path).name if external else None
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             part = Path(folder) / path.name
@@ -158,6 +159,11 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
             part.replace(path)
     except (OSError, EncodeError) as error:
         raise _cannot_write(path, error) from error
+
+
+def data_path(path: Path) -> Path:
+    """Where the external data of a saved model go: ``m.onnx.data`` for ``m.onnx``."""
+    return path.with_name(f"{path.name}.data")
 
 
 def copy_model(model: Model, target: Path) -> None:
@@ -188,14 +194,14 @@ def write_bytes(content: bytes, target: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def check_writable(target: Path, source: Path | None, *, force: bool) -> None:
+def check_writable(target: Path, sources: Sequence[Path], *, force: bool) -> None:
     """Fail before the work, not after it, when an output cannot be written.
 
     Raises:
         OutputError: It exists already, is a folder or the source, or its folder cannot be
             written to.
     """
-    if source is not None and target.resolve() == source.resolve():
+    if target.resolve() in [source.resolve() for source in sources]:
         raise OutputError(f"output '{target}' is the source model", "choose another with -o")
     if target.is_dir():
         raise OutputError(f"output '{target}' is a folder", "name a file in it with -o")

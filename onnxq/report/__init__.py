@@ -1,5 +1,5 @@
 """Results as text for people: pure renderers."""
 
-from onnxq.report.text import census_table, error_text, plan_table, receipt_view
+from onnxq.report.text import census_table, plan_table, receipt_view
 
-__all__ = ["census_table", "error_text", "plan_table", "receipt_view"]
+__all__ = ["census_table", "plan_table", "receipt_view"]

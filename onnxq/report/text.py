@@ -52,7 +52,7 @@ def _metric_row(metric: MetricFacts) -> list[str]:
     drop = metric.output - metric.source
     change = f"{drop * 100:+.2f} points" if metric.name == "top1" else f"{drop:+.4f}"
     return [
-        f"{metric.name} on {metric.samples} test samples",
+        f"{metric.name} ({metric.samples} samples)",
         f"{metric.source:.4f}", "", f"{metric.output:.4f}", change,
     ]  # fmt: skip
 
@@ -158,11 +158,6 @@ def _by_operator(census: Census) -> Text:
     rest = ", ".join(f"{n} {op}" for op, n in counts.most_common(6))
     text = f"{yes} of {len(census.nodes)} nodes can run as int8 on {census.target}"
     return Text(f"{text}; the others: {rest}" if rest else text)
-
-
-def error_text(message: str) -> Text:
-    """One line for standard error."""
-    return Text.assemble(("error: ", "bold red"), message)
 
 
 def _bytes(count: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxq.errors import SelfCheckError
-from onnxq.graph import Model, difference, strip
+from onnxq.graph import GraphView, Model, NodeView, difference, strip
 from onnxq.ops import OPERATORS
 from onnxq.plan import QuantPlan
 from onnxq.types import Array, Precision, QParams
@@ -19,11 +19,47 @@ def check(model: Model, quantized: Model, plan: QuantPlan) -> None:
     """Strip the quantized model and compare it with the one that it was made from.
 
     Raises:
-        SelfCheckError: Anything but constants within half a quantization step differs.
+        SelfCheckError: Anything but constants within half a quantization step differs, or a
+            pair of an activation has other parameters than the plan says.
     """
     found = difference(model.view(), strip(quantized).view(), _tolerances(model, plan))
     if found:
         raise SelfCheckError(f"the quantized graph does not strip back to its source: {found}")
+    found = _wrong_pair(model.view(), quantized.view(), plan)
+    if found:
+        raise SelfCheckError(f"the quantized graph is not the plan's: {found}")
+
+
+def _wrong_pair(source: GraphView, quantized: GraphView, plan: QuantPlan) -> str:
+    """The first Q or DQ of an activation that is not the plan's, as a sentence."""
+    planned = {t for t in plan.tensors if not source.is_constant(t)}
+    seen = set()
+    for node in quantized.nodes:
+        if node.op != "QuantizeLinear":
+            continue
+        # The pair of an output is made behind its producer, whose tensor lends it the name.
+        raw = node.inputs[0]
+        tensor = raw if raw in planned else raw.rstrip("_").removesuffix("_float")
+        if tensor not in planned:
+            return f"'{node.name}' quantizes '{raw}'"
+        seen.add(tensor)
+        readers = [quantized.by_name[use.node] for use in quantized.uses(node.outputs[0])]
+        for one in (node, *readers):
+            if not _has_params(quantized, one, plan.tensors[tensor]):
+                return f"'{one.name}' has other parameters than '{tensor}'"
+    missing = sorted(planned - seen)
+    return f"'{missing[0]}' carries no pair" if missing else ""
+
+
+def _has_params(view: GraphView, node: NodeView, params: QParams) -> bool:
+    scale, zero = (view.constant(name) for name in node.inputs[1:3])
+    return (
+        scale is not None
+        and zero is not None
+        and zero.dtype == params.qtype.dtype
+        and bool(np.all(scale == np.float32(params.scale[0])))
+        and bool(np.all(zero == params.zero_point[0]))
+    )
 
 
 def _tolerances(model: Model, plan: QuantPlan) -> dict[tuple[str, int], Array]:

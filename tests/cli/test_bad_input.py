@@ -246,7 +246,6 @@ def test_missing_input(refused: Callable[..., None]) -> None:
 
 USAGE_CASES = {
     "int8 without data": (("--precision", "int8"), ("needs samples", "--data", "int8-weights")),
-    "test data alone": (("--test-data", "good.npz"), ("--test-data goes with --data",)),
     "pattern": (("--keep-float", "haed"), ("'haed'", "did you mean 'head'?", "onnxq inspect")),
     "operator": (("--keep-float-op", "Cnov"), ("'Cnov'", "did you mean 'Conv'?")),
     "metric": (("--metric", "top5"), ("'top5'", "'top1' or 'module:function'")),

@@ -150,7 +150,9 @@ class TestOutput:
         assert {g.name: g.passed for g in receipt.gates} == {"max_drop": True, "min_sqnr": False}
 
     def test_budget_that_cannot_be_measured(self, onnxq: Cli, digits: Path) -> None:
-        run = onnxq("quantize", MODEL, "--data", "digits_calibration.npz")
+        recipe = digits / "digits_cnn.onnxq.toml"
+        recipe.write_text(recipe.read_text().replace('test = "digits_test.npz"', ""))
+        run = onnxq("quantize", MODEL)
         assert run.code == 1
         assert "budget max_drop 0.005: not measured, missed" in run.out
 
@@ -237,7 +239,7 @@ class TestOptions:
         (digits / "own_metric.py").write_text(code)
         metric = receipt_of("--metric", "own_metric:hits")["measured"]["metric"]
         assert metric["name"] == "own_metric:hits"
-        assert metric["source"] == 594  # 0.995 of 597, as models/README.md says
+        assert metric["source"] == 594  # 0.995 of 597 images
         top1 = receipt_of()["measured"]["metric"]
         assert top1["source"] == pytest.approx(594 / 597)
 
@@ -328,6 +330,12 @@ class TestDataForms:
             assert [r[end] for r in found["ranges"].values()] == pytest.approx(
                 [r[end] for r in expected["ranges"].values()], rel=1e-5
             )
+
+    def test_data_alone_leaves_the_recipes_test_data(
+        self, receipt_of: Callable[..., dict[str, Any]]
+    ) -> None:
+        receipt = receipt_of("--data", "digits_calibration.npz")
+        assert receipt["measured"]["metric"]["samples"] == 597
 
     def test_test_data(self, receipt_of: Callable[..., dict[str, Any]], few: np.ndarray) -> None:
         receipt = receipt_of("--data", "few.npz", "--test-data", "digits_test.npz")

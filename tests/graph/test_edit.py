@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxq.errors import SelfCheckError
 from onnxq.graph import Editor, Model, from_text, serialize, to_text
 from onnxq.runtime import Session
 
@@ -63,9 +64,11 @@ def test_initializer_without_a_use_is_dropped(chain) -> None:
     np.testing.assert_array_equal(run(edited)["y"], [[0, 0, 2, 4]])
 
 
-def test_constant_of_the_same_name_is_shared(chain) -> None:
+def test_constant_of_the_same_name_and_value_is_shared(chain) -> None:
     editor = Editor(chain)
-    assert editor.add_constant("w", np.zeros(4, np.float32)) == "w"
+    assert editor.add_constant("w", np.array([1, 2, 3, 4], np.float32)) == "w"
+    with pytest.raises(SelfCheckError, match="'w' exists already"):
+        editor.add_constant("w", np.zeros(4, np.float32))
     np.testing.assert_array_equal(editor.finish().view().constant("w"), [1, 2, 3, 4])
 
 

@@ -330,13 +330,13 @@ def test_output_is_checked_before_the_work(tmp_path) -> None:
     source.write_bytes(b"")
     taken.write_bytes(b"")
     with pytest.raises(OutputError, match="is the source model"):
-        check_writable(tmp_path / "." / "model.onnx", source, force=True)
+        check_writable(tmp_path / "." / "model.onnx", [source], force=True)
     with pytest.raises(OutputError, match="exists already"):
-        check_writable(taken, source, force=False)
+        check_writable(taken, [source], force=False)
     with pytest.raises(OutputError, match="No such file"):
-        check_writable(tmp_path / "nowhere" / "out.onnx", source, force=False)
-    check_writable(taken, source, force=True)
-    check_writable(tmp_path / "free.onnx", source, force=False)
+        check_writable(tmp_path / "nowhere" / "out.onnx", [source], force=False)
+    check_writable(taken, [source], force=True)
+    check_writable(tmp_path / "free.onnx", [source], force=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "taken.onnx"]
 
 

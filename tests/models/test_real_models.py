@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import warnings
+from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 
@@ -49,7 +50,68 @@ def recipe(model, modules, tmp_path):
     module = modules.get(model.stem)
     if module is None:
         return sweep.make_recipe(None, None, tmp_path, seconds=0)
-    feeds = {
-        split: sweep.spread(sweep.load_feeds(module, split), FEEDS) for split in ("calib", "test")
-    }
-    return sweep.make_recipe(feeds["calib"], feeds["test"], tmp_path, seconds=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the score modules are not the subject
+        calibration, test = (sweep.load_feeds(module, split) for split in ("calib", "test"))
+    return sweep.make_recipe(
+        sweep.spread(calibration, FEEDS), sweep.spread(test, FEEDS), tmp_path, seconds=0
+    )
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
+def test_model_is_valid_and_owes_nothing(model, recipe, tmp_path, capfd):
+    output = tmp_path / "made.onnx"
+    try:
+        result = onnxq.quantize(model, recipe=recipe, output=output)
+    except errors.OnnxqError as error:
+        refuse_as_owed(model, error)
+        assert not output.exists()
+        return
+    finally:
+        said = capfd.readouterr()
+        assert said.out + said.err == ""
+    worst = min((o.sqnr_db for o in result.receipt.measured.outputs.values()), default=None)
+    outcome = sweep.NOTHING if result.plan.empty else sweep.QUANTIZED
+    row = sweep.judge(sweep.Row(model.stem, outcome, sqnr_db=worst))
+    assert not row.owes, row
+    onnx.checker.check_model(str(output))
+    sweep.open_session(output)
+    if not result.plan.empty:
+        check_same_graph(load(model), load(output))
+
+
+def refuse_as_owed(model, error):
+    """The error has exactly the type that is expected of this model, and says what it must."""
+    assert model.stem in sweep.OWED["refused"], error
+    kind, *words = sweep.OWED["refused"][model.stem]
+    assert type(error) is getattr(errors, kind)
+    assert all(word in str(error) for word in words), error
+
+
+def check_same_graph(source, made):
+    """Inputs, outputs and nodes are the prepared model's once the quantization is stripped."""
+    assert made.view().inputs == source.view().inputs
+    assert made.view().outputs == source.view().outputs
+    prepared = prepare(source)
+    assert set(strip(made).view().by_name) == set(prepared.view().by_name)
+    assert inner_operators(made) == inner_operators(prepared)
+
+
+def inner_operators(model):
+    """What the bodies of If, Loop and Scan hold: they must stay as they are."""
+    outer = Counter((node.domain, node.op) for node in model.view().nodes)
+    return Counter((domain, op) for _, domain, op in model.operators()) - outer
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
+def test_weights_alone_need_no_data(model, tmp_path, capfd):
+    if model.stem in sweep.OWED["refused"]:
+        pytest.skip("refused whatever the data")
+    output = tmp_path / "made.onnx"
+    recipe = sweep.make_recipe(None, None, tmp_path, seconds=0)
+    result = onnxq.quantize(model, recipe=recipe, output=output)
+    said = capfd.readouterr()
+    assert said.out + said.err == ""
+    onnx.checker.check_model(str(output))
+    sweep.open_session(output)
+    assert result.plan.empty == (result.receipt.measured.size_ratio == 1)

@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 
 from onnxq.ops import Census, NodeInfo, Role
 from onnxq.plan import NodePlan, QuantPlan, Recipe
-from onnxq.report import census_table, error_text, plan_table, receipt_view
+from onnxq.report import census_table, plan_table, receipt_view
 from onnxq.runtime import Coverage
 from onnxq.targets import Kernel
 from onnxq.types import Precision, Reason
@@ -136,7 +136,7 @@ class TestReceipt:
     def test_other_metrics_have_no_points(self) -> None:
         metric = MetricFacts("mine:map", 0.5, 0.49, 100)
         text = shown(receipt_view(replace(RECEIPT, measured=replace(MEASURED, metric=metric))))
-        assert "mine:map on 100 test samples" in text
+        assert "mine:map (100 samples)" in text
         assert "-0.0100" in text
         assert "points" not in text
 
@@ -202,7 +202,3 @@ def test_long_names_are_folded_not_cut() -> None:
     assert "block0/" in folded
     assert "block29" in folded
     assert "…" not in text
-
-
-def test_error() -> None:
-    assert error_text("node '[bold]' is odd").plain == "error: node '[bold]' is odd"

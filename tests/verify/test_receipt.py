@@ -122,6 +122,16 @@ def test_without_data_latency_is_measured_on_made_up_input(build: Callable[[str]
     assert Session(model).inputs[0].shape[0] == "N"
 
 
+def test_made_up_input_that_does_not_do_is_told(build: Callable[[str], Model]) -> None:
+    """Without data, a model that takes no made-up feed has no latency, and the run goes on."""
+    text = "net (float[N] x) => (float[2,3] y) <int64[2] to = {2, 3}> { y = Reshape (x, to) }"
+    model = build(text)
+    subjects = Subjects(model, model, model, 100, 100, 100)
+    found = verify(subjects, QuantPlan("cpu-x86", (), {}), None, seconds=0.001)
+    assert found.latency is None
+    assert any("made-up feed" in note for note in found.notes)
+
+
 def test_passed(measured: Callable[..., Measured]) -> None:
     kept, missed = Gate("min_sqnr", 10, 20.0, True), Gate("min_int8", 0.9, None, False)
     assert receipt(measured()).passed

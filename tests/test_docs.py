@@ -1,0 +1,50 @@
+"""What the documentation says can be done can be done."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from onnxq.cli.main import COMMANDS, main
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples/README.md"]
+EXAMPLES = ["quantize_from_python.py", "stages.py"]
+
+
+@pytest.mark.parametrize("script", EXAMPLES)
+def test_example_runs(script: str, tmp_path: Path) -> None:
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / script)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_example_data_function_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    monkeypatch.chdir(tmp_path)
+    data = f"{ROOT / 'examples/my_data.py'}:samples"
+    done = CliRunner().invoke(
+        main, ["quantize", "models/digits_cnn.onnx", "--data", data, "--dry-run"]
+    )
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link]
+    missing = [link for link in local if not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_options_in_the_readme_exist() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    known = "".join(CliRunner().invoke(main, [name, "--help"]).output for name in COMMANDS)
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
+    assert named, "the README names no option"
+    assert {option for option in named if option not in known} == set()
