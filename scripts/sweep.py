@@ -7,8 +7,8 @@
 A score module is a Python file with ``MODELS`` (names of models), ``load(n, split)``, which gives
 feeds and labels, and ``score(outputs, labels)``. Streaming models also have ``rollout(session)``:
 closed loop, with the states fed back from the model under test. ``owed.json`` beside this script
-holds what is expected: the least SQNR by model, and the models that must be refused. The exit code
-is 1 when a model crashed, came out invalid or owes something.
+holds what is expected: the least SQNR by model, and the models that must be refused or hold nothing
+to quantize. The exit code is 1 when a model crashed, came out invalid or owes something.
 """
 
 from __future__ import annotations
@@ -134,6 +134,8 @@ def judge(row: Row) -> Row:
     elif refusal is not None:
         missing = [part for part in refusal if part not in row.detail]
         owes = f"a refusal that says {missing}" if row.outcome != REFUSED or missing else ""
+    elif row.outcome == NOTHING:
+        owes = "" if row.model in OWED["nothing"] else "some quantized node"
     elif least is None:
         owes = ""
     elif row.outcome != QUANTIZED:

@@ -7,6 +7,7 @@ Everything here works on the graph alone; folding constants and BatchNorm is the
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -81,6 +82,7 @@ def _raise_opset(model: Model) -> Model:
             f"export the model with opset {MINIMUM_OPSET} or newer",
         ) from error
     raised = ir.serde.deserialize_model(proto)
+    _restore_shapes(raised.graph.outputs, model.ir.graph.outputs)
     raised.ir_version = max(raised.ir_version or 0, MINIMUM_IR)
     raised.opset_imports.update(
         {k: v for k, v in model.ir.opset_imports.items() if k not in raised.opset_imports}
@@ -211,7 +213,6 @@ def restore_identity(folded: Model, source: Model) -> Model:
                 "use --no-prepare",
             )
         for value, origin in zip(mine, theirs, strict=True):
-            value.shape = origin.shape if origin.shape is not None else value.shape
             value.doc_string = origin.doc_string
             value.metadata_props.update(origin.metadata_props)
     new.producer_name, new.producer_version = old.producer_name, old.producer_version
@@ -223,8 +224,16 @@ def restore_identity(folded: Model, source: Model) -> Model:
     new.graph.metadata_props.update(old.graph.metadata_props)
     passes.RemoveUnusedOpsetsPass()(new)
     _restore_node_names(new.graph, old.graph)
+    _restore_shapes(new.graph.inputs, old.graph.inputs)
     passes.ShapeInferencePass(check_type=False, strict_mode=False)(new)
+    _restore_shapes(new.graph.outputs, old.graph.outputs)  # inference puts numbers for symbols
     return name_nodes(Model(new, source.path, source.notes))
+
+
+def _restore_shapes(values: Sequence[ir.Value], origins: Sequence[ir.Value]) -> None:
+    for value, origin in zip(values, origins, strict=True):
+        if origin.shape is not None:
+            value.shape = origin.shape.copy()
 
 
 def forget_inferred(model: Model, source: Model) -> Model:

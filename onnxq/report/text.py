@@ -27,7 +27,7 @@ def receipt_view(receipt: Receipt) -> RenderableType:
     parts: list[RenderableType] = [_comparison(receipt), Text()]
     parts += [Text.from_markup(line) for line in _outputs(measured)]
     parts += [Text.from_markup(line) for line in _nodes(receipt)]
-    parts += [Text.from_markup(f"[dim]note:[/] {escape(note)}") for note in measured.notes]
+    parts += [Text.from_markup(f"[yellow]note:[/] {escape(note)}") for note in measured.notes]
     parts += [Text.from_markup(_gate(gate)) for gate in receipt.gates]
     return Group(*parts)
 

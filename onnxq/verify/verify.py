@@ -31,6 +31,8 @@ from onnxq.verify.receipt import (
     finite_db,
 )
 
+# Below this, the noise is more than a third of the signal's amplitude.
+RUINED_DB = 10.0
 # stage, done, total
 Progress = Callable[[str, int, int], None]
 
@@ -138,8 +140,24 @@ def verify(
             Candidate("prepared float", subjects.prepared_bytes, times[1]),
             Candidate("output", subjects.output_bytes, times[2]),
         ),
-        notes=notes,
+        notes=notes + _warnings(comparison.outputs(), latency),
     )
+
+
+def _warnings(outputs: dict[str, OutputFacts], latency: LatencyFacts | None) -> tuple[str, ...]:
+    """What nobody may overlook, and what to do about it."""
+    found = [
+        f"output '{name}' is ruined: SQNR {facts.sqnr_db:.1f} dB; keep the layers before it float "
+        "(--keep-float), or use --precision int8-weights"
+        for name, facts in outputs.items()
+        if facts.sqnr_db < RUINED_DB
+    ]
+    if latency is not None and latency.ratio_prepared < 1 - 2 * latency.spread:
+        found.append(
+            "slower than the prepared float model: int8 does not pay in every layer here; keep "
+            "some float (--keep-float), or ship the smaller file for its size alone"
+        )
+    return tuple(found)
 
 
 def _open(subjects: Subjects, threads: int) -> list[Session]:

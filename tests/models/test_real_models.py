@@ -24,8 +24,8 @@ from onnxq.runtime import prepare
 FOLDER = os.environ.get("ONNXQ_MODELS", "")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="ONNXQ_MODELS names no folder of models")
 MODELS = sorted(Path(FOLDER).glob("*.onnx")) if FOLDER else []
-# Enough for min-max ranges of these models to come within 1 dB of those of 32 feeds.
-FEEDS = 8
+# Batches of images: eight hold enough samples. Single samples: as many as the sweep takes.
+FEW_FEEDS = 8
 
 
 def _load_sweep():
@@ -51,11 +51,12 @@ def recipe(model, modules, tmp_path):
     if module is None:
         return sweep.make_recipe(None, None, tmp_path, seconds=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the score modules are not the subject
+        warnings.simplefilter("ignore")  # the score modules leave files open
         calibration, test = (sweep.load_feeds(module, split) for split in ("calib", "test"))
-    return sweep.make_recipe(
-        sweep.spread(calibration, FEEDS), sweep.spread(test, FEEDS), tmp_path, seconds=0
-    )
+    single = next(iter(calibration[0].values())).shape[0] == 1
+    count = sweep.CALIBRATION_FEEDS if single else FEW_FEEDS
+    feeds = sweep.spread(calibration, count), sweep.spread(test, FEW_FEEDS)
+    return sweep.make_recipe(*feeds, tmp_path, seconds=0)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
