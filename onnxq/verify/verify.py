@@ -127,6 +127,8 @@ def verify(
         latency, times = None, (None, None, None)
         notes += (f"no data, and a made-up feed does not do to measure latency with: {error}",)
     wanted = [n.name for n in plan.nodes if n.precision is Precision.INT8]
+    del sessions  # coverage opens another one
+    coverage = int8_coverage(subjects.output, wanted) if wanted else None
     return Measured(
         size_ratio=subjects.output_bytes / subjects.source_bytes,
         prepared=PreparedFacts(subjects.prepared_bytes, times[1], subjects.prepared.notes),
@@ -134,7 +136,7 @@ def verify(
         samples=comparison.samples,
         metric=facts,
         latency=latency,
-        int8_coverage=int8_coverage(subjects.output, wanted) if wanted else None,
+        int8_coverage=coverage,
         candidates=(
             Candidate("source", subjects.source_bytes, times[0]),
             Candidate("prepared float", subjects.prepared_bytes, times[1]),

@@ -139,6 +139,7 @@ def test_mnist_files(tmp_path):
         (gzip.compress(b""), "is not an idx file"),
         (gzip.compress(idx(np.zeros(9, np.uint8))[:-1]), "8 bytes of values, expected shape [9]"),
     ],
+    ids=["no gzip", "cut off", "floats", "short header", "empty", "short values"],
 )
 def test_damaged_mnist_files(tmp_path, data, message):
     (tmp_path / "images.gz").write_bytes(data)

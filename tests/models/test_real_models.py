@@ -42,7 +42,9 @@ sweep = _load_sweep()
 
 @pytest.fixture(scope="session")
 def modules():
-    return sweep.score_modules(Path(FOLDER).parent.resolve() / "score")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the score modules leave files open
+        return sweep.score_modules(Path(FOLDER).parent.resolve() / "score")
 
 
 @pytest.fixture
@@ -51,11 +53,11 @@ def recipe(model, modules, tmp_path):
     if module is None:
         return sweep.make_recipe(None, None, tmp_path, seconds=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the score modules leave files open
+        warnings.simplefilter("ignore")
         calibration, test = (sweep.load_feeds(module, split) for split in ("calib", "test"))
     single = next(iter(calibration[0].values())).shape[0] == 1
-    count = sweep.CALIBRATION_FEEDS if single else FEW_FEEDS
-    feeds = sweep.spread(calibration, count), sweep.spread(test, FEW_FEEDS)
+    counts = (sweep.CALIBRATION_FEEDS, sweep.TEST_FEEDS) if single else (FEW_FEEDS, FEW_FEEDS)
+    feeds = map(sweep.spread, (calibration, test), counts)
     return sweep.make_recipe(*feeds, tmp_path, seconds=0)
 
 
