@@ -64,7 +64,7 @@ class Editor:
         name: str,
         attrs: Mapping[str, AttributeValue] | None = None,
     ) -> None:
-        """Append a node of the ONNX domain; ``finish`` puts it where it belongs."""
+        """Add a node of the ONNX domain, right behind the maker of its first input if it can."""
         made = [ir.Value(name=output) for output in outputs]
         node = ir.node(
             op,
@@ -73,7 +73,11 @@ class Editor:
             outputs=made,
             name=name,
         )
-        self._graph.append(node)
+        producer = node.inputs[0].producer() if node.inputs and node.inputs[0] else None
+        if producer is not None:
+            self._graph.insert_after(producer, node)
+        else:
+            self._graph.append(node)
         self._nodes[name] = node
         self._values.update({v.name: v for v in made if v.name})
 

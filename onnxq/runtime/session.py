@@ -10,6 +10,7 @@ from typing import Any
 
 from onnxq.errors import RuntimeFailure
 from onnxq.graph import Model, save, serialize
+from onnxq.runtime.memory import give_back
 from onnxq.types import Array, Feed, TensorSpec
 
 try:
@@ -52,6 +53,8 @@ class Session:
         model: The model.
         threads: Threads inside an operator. One is the stablest to measure with.
         level: Graph optimisation: ``none``, ``basic`` or ``all``.
+        frugal: Run nodes in the graph's own order and give memory back at once. By itself ONNX
+            Runtime runs whatever leads to an output late, and holds what it reads until then.
         write_optimized: Where ONNX Runtime writes the graph that it really runs.
 
     Raises:
@@ -64,6 +67,7 @@ class Session:
         *,
         threads: int = 1,
         level: str = "all",
+        frugal: bool = False,
         write_optimized: Path | None = None,
     ) -> None:
         options = ort.SessionOptions()
@@ -75,9 +79,17 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # The arena doubles as it grows: up to half of what it holds for weights is empty.
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+        if frugal:
+            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+            options.enable_cpu_mem_arena = False
         if write_optimized is not None:
             options.optimized_model_filepath = str(write_optimized)
+        large = model.weight_bytes > IN_MEMORY_LIMIT
+        if large:
+            give_back()  # what earlier stages freed
         self._session = _open(model, options)
+        if large:
+            give_back()
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
         self._name = str(model.path or "the model")

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.errors import RuntimeFailure
 from onnxq.graph import Editor, GraphView, Model
 from onnxq.runtime.session import Session
 from onnxq.types import Feed
@@ -55,7 +54,9 @@ class TappedSession:
             _add_ends(editor, tensor)
             if sample:
                 _add_sample(editor, model.view(), tensor, rows)
-        self._session = _open(editor.finish(), threads)
+        # Higher levels change layouts, which puts all readings behind the last layer; and some of
+        # their fusions (Gelu, in 1.31) lose an inner tensor that is also read elsewhere.
+        self._session = Session(editor.finish(), threads=threads, level="basic", frugal=True)
 
     def read(self, feed: Feed) -> Iterator[TapReading]:
         """Run once, and tell what every tapped tensor held.
@@ -74,15 +75,6 @@ class TappedSession:
                 float(values[f"{tensor}/max"]),
                 values[f"{tensor}/sample"].ravel().astype(np.float32) if self._sample else none,
             )
-
-
-def _open(model: Model, threads: int) -> Session:
-    try:
-        return Session(model, threads=threads)
-    except RuntimeFailure:
-        # Some of ONNX Runtime's fusions (Gelu, in 1.31) lose an inner tensor that is also read
-        # elsewhere, and the graph no longer loads. The BASIC level has no such fusion.
-        return Session(model, threads=threads, level="basic")
 
 
 def _add_ends(editor: Editor, tensor: str) -> None:
