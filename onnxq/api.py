@@ -22,8 +22,10 @@ from onnxq.graph import (
     files_of,
     forget_inferred,
     load,
+    move_model,
     save,
     sha256,
+    staging,
     write_bytes,
 )
 from onnxq.ops import Census, classify, refuse_quantized
@@ -32,7 +34,16 @@ from onnxq.rewrite import rewrite
 from onnxq.runtime import default_target, environment, prepare
 from onnxq.targets import get_target
 from onnxq.types import TensorSpec
-from onnxq.verify import FileFacts, Metric, Receipt, Subjects, check_gates, load_metric, verify
+from onnxq.verify import (
+    FileFacts,
+    MetricChoice,
+    Receipt,
+    RunFacts,
+    Subjects,
+    check_gates,
+    load_metric,
+    verify,
+)
 
 __all__ = [
     "Draft",
@@ -240,7 +251,7 @@ def run(
         targets = [path, receipt_path(path)]
         targets += [data_path(path)] if source.has_external_data else []
         for target in targets:
-            check_writable(target, files_of(source), force=force)
+            check_writable(target, [*files_of(source), *_read_files(job)], force=force)
     named = job.metric_from
     metric = load_metric(job.recipe.verify.metric, allow_code=named.allow_code, base=named.base)
     drafted = draft(source, job)
@@ -251,20 +262,31 @@ def run(
     return Result(made, drafted.plan, receipt, path)
 
 
+def _read_files(job: Job) -> list[Path]:
+    """Data files that the job names: no output may take their place."""
+    data = job.recipe.data
+    named = ((data.calibration, job.data_from), (data.test, job.test_from))
+    return [(origin.base or Path()) / spec for spec, origin in named if spec is not None]
+
+
 def _write(made: Model, path: Path, receipt: Receipt) -> Receipt:
-    """Write the model and its receipt, both or none; the receipt then knows the file."""
-    if receipt.plan.empty:
-        copy_model(made, path)
-    else:
-        save(made, path)
-    written = load(path)
-    try:
-        receipt = with_fields(receipt, output=_facts(written))
-        write_bytes(receipt.to_json(), receipt_path(path))
-    except BaseException:  # an interruption too: there is no model without its receipt
-        for file in files_of(written):
-            file.unlink()
-        raise
+    """Write the model and its receipt, which then knows the file.
+
+    Both are whole before either gets its name. A kill in between leaves a model without a
+    receipt, never a receipt beside another model.
+    """
+    beside = receipt_path(path)
+    with staging(path) as part:
+        if receipt.plan.empty:
+            copy_model(made, part)
+        else:
+            save(made, part)
+        facts = with_fields(_facts(load(part)), path=str(path))
+        receipt = with_fields(receipt, output=facts)
+        write_bytes(receipt.to_json(), receipt_path(part))
+        beside.unlink(missing_ok=True)
+        move_model(part, path)
+        receipt_path(part).replace(beside)
     return receipt
 
 
@@ -347,6 +369,8 @@ def _open_readers(
         calibration, test = calibration.split(settings.holdout)
         if test.shared:
             notes = ("there is only one sample: it was calibrated with and verified with",)
+    elif test.digest() == calibration.digest():
+        notes = ("calibration and test data are the same: the figures flatter the model",)
     wanted = max(recipe.calibration.samples, calibration.fixed_batch)
     return calibration.sample(wanted, job.seed), test, notes
 
@@ -383,7 +407,7 @@ def _rewrite(drafted: Draft) -> Model:
 
 
 def _verify(
-    drafted: Draft, made: Model, output: Path | None, job: Job, metric: Callable[[], Metric]
+    drafted: Draft, made: Model, output: Path | None, job: Job, metric: MetricChoice
 ) -> Receipt:
     recipe, source = drafted.recipe, drafted.source
     subjects = Subjects(
@@ -396,7 +420,7 @@ def _verify(
         drafted.plan,
         drafted.test,
         metric=metric,
-        metric_name=recipe.verify.metric,
+        judge=recipe.verify.output,
         batch_size=recipe.data.batch_size,
         threads=recipe.verify.threads,
         seconds=recipe.verify.seconds,
@@ -410,6 +434,7 @@ def _verify(
         source=_facts(source),
         output=FileFacts(str(output or ""), "", subjects.output_bytes),
         recipe=recipe,
+        run=RunFacts(job.seed, job.prepare),
         data={name: reader.digest() for name, reader in readers.items() if reader is not None},
         plan=drafted.plan,
         ranges=drafted.ranges.tensors,

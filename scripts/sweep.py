@@ -31,11 +31,12 @@ import onnxruntime as ort
 import onnxq
 from onnxq.errors import OnnxqError, SelfCheckError
 from onnxq.plan import DataSettings, Recipe, VerifySettings
+from onnxq.verify import Measured
 
 OWED = json.loads(Path(__file__).with_name("owed.json").read_text(encoding="utf-8"))
 # The figures of owed.json are another quantizer's, on feeds of its own choice.
 MARGIN_DB = 1.0
-CALIBRATION_FEEDS, TEST_FEEDS = 32, 64
+CALIBRATION_SAMPLES, TEST_FEEDS = 32, 64
 QUANTIZED, NOTHING, REFUSED, CRASHED = "quantized", "nothing to quantize", "refused", "crashed"
 Feeds = list[dict[str, np.ndarray]]
 
@@ -94,6 +95,13 @@ def spread(feeds: Feeds, count: int) -> Feeds:
     """So many feeds, evenly from the first to the last: neighbours in a stream are alike."""
     chosen = np.unique(np.linspace(0, len(feeds) - 1, count).round().astype(int))
     return [feeds[index] for index in chosen]
+
+
+def calibration_feeds(module: ModuleType) -> Feeds:
+    """Feeds that hold about ``CALIBRATION_SAMPLES`` samples together, two feeds at least."""
+    feeds = load_feeds(module, "calib")
+    rows = next(iter(feeds[0].values())).shape[0]
+    return spread(feeds, max(2, CALIBRATION_SAMPLES // max(rows, 1)))
 
 
 def write_feeds(feeds: Feeds, folder: Path) -> str:
@@ -160,7 +168,7 @@ def sweep_model(model: Path, module: ModuleType | None, seconds: float) -> Row:
 
 
 def _measure(model: Path, module: ModuleType | None, folder: Path, seconds: float) -> Row:
-    calibration = spread(load_feeds(module, "calib"), CALIBRATION_FEEDS) if module else None
+    calibration = calibration_feeds(module) if module else None
     test = spread(load_feeds(module, "test"), TEST_FEEDS) if module else None
     recipe = make_recipe(calibration, test, folder, seconds)
     output = folder / model.name
@@ -174,12 +182,18 @@ def _measure(model: Path, module: ModuleType | None, folder: Path, seconds: floa
         NOTHING if result.plan.empty else QUANTIZED,
         score=_scores(module, sessions) if module else None,
         closed_loop=_rollouts(module, sessions) if hasattr(module, "rollout") else None,
-        sqnr_db=min((facts.sqnr_db for facts in measured.outputs.values()), default=None),
+        sqnr_db=worst_db(measured),
         size_ratio=measured.size_ratio,
         speed=latency.ratio if latency else None,
         speed_prepared=latency.ratio_prepared if latency else None,
         int8=(coverage.int8, coverage.wanted) if coverage else None,
     )
+
+
+def worst_db(measured: Measured) -> float | None:
+    """The worst SQNR over the float outputs; None when there is none."""
+    told = [facts.sqnr_db for facts in measured.outputs.values() if facts.sqnr_db is not None]
+    return min(told, default=None)
 
 
 def _scores(module: ModuleType, sessions: tuple[ort.InferenceSession, ...]) -> tuple[float, float]:

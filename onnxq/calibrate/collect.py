@@ -21,7 +21,7 @@ class Ranges(msgspec.Struct, frozen=True):
 
     Attributes:
         samples: How many samples were seen.
-        tensors: The range of every tapped tensor; one that was never computed is missing.
+        tensors: The range of every tapped tensor; one that was empty all the time is missing.
         schema: Version of this structure.
     """
 
@@ -65,15 +65,19 @@ def calibrate(
     observers = {tensor: observer() for tensor in taps}
     wants_values = any(o.wants_values for o in observers.values())
     session = TappedSession(model, taps, sample=wants_values, threads=threads)
+    held: set[str] = set()  # tensors that had elements
     seen = 0
     for batch in reader.batches(batch_size):
         for reading in session.read(batch.feed):
+            if reading.empty:
+                continue
+            held.add(reading.tensor)
             tap = Tap(reading.min, reading.max, reading.values, seen=1)
             _observe(observers[reading.tensor], tap, reading.tensor, seen, seen + batch.count)
         seen += batch.count
         if progress is not None:
             progress(seen, reader.size)
-    return Ranges(seen, {tensor: o.range() for tensor, o in observers.items()})
+    return Ranges(seen, {tensor: o.range() for tensor, o in observers.items() if tensor in held})
 
 
 def _observe(observer: Observer, tap: Tap, tensor: str, first: int, end: int) -> None:

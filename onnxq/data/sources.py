@@ -108,7 +108,8 @@ class ArraySource:
             told = ", ".join(f"'{name}' {count}" for name, count in counts.items())
             raise DataError(f"{where}: the arrays differ in their samples: {told}", _AS_FEEDS)
         self.size = next(iter(counts.values()), 0)
-        self.unit = _fixed_batch(inputs, where)
+        self._fixed = _fixed_batch(inputs, where)
+        self.unit = self._fixed or 1
 
     def read(self, rows: Rows | None, batch_size: int) -> Iterator[Raw]:
         """Read slices of the arrays; a remainder too small for a fixed batch is dropped."""
@@ -118,7 +119,7 @@ class ArraySource:
                 f"{self._where}: {count} samples, but the model's batch is fixed at {self.unit}",
                 f"give at least {self.unit} samples, or export the model with a dynamic batch",
             )
-        step = self.unit if self.unit > 1 else batch_size
+        step = self._fixed or batch_size
         with self._open() as columns:
             for start in range(0, count - self.unit + 1, step):
                 stop = min(start + step, count)
@@ -131,8 +132,8 @@ class ArraySource:
 _AS_FEEDS = "all arrays need the samples on their first axis; else use a folder of .npz feeds"
 
 
-def _fixed_batch(inputs: Sequence[TensorSpec], where: str) -> int:
-    """The batch size that the model prescribes, 1 when it takes any."""
+def _fixed_batch(inputs: Sequence[TensorSpec], where: str) -> int | None:
+    """The batch size that the model prescribes; None when it takes any."""
     sizes: dict[int, str] = {}
     for spec in inputs:
         if spec.shape == ():
@@ -142,7 +143,7 @@ def _fixed_batch(inputs: Sequence[TensorSpec], where: str) -> int:
     if len(sizes) > 1:
         told = ", ".join(f"'{name}' {size}" for size, name in sizes.items())
         raise DataError(f"{where}: the inputs' first axes are fixed and differ: {told}", _AS_FEEDS)
-    return max([1, *sizes])
+    return next(iter(sizes), None)
 
 
 def npz_source(path: Path, inputs: Sequence[TensorSpec]) -> ArraySource:

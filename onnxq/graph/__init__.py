@@ -7,19 +7,21 @@ from onnxq.graph.files import (
     data_path,
     files_of,
     load,
+    move_model,
     read_tensor,
     save,
     sha256,
+    staging,
     write_bytes,
 )
 from onnxq.graph.model import Model, encoded_size, from_text, serialize, to_text
 from onnxq.graph.normalize import (
-    MINIMUM_OPSET,
     forget_inferred,
     name_nodes,
     normalize,
     restore_identity,
 )
+from onnxq.graph.opset import MINIMUM_OPSET
 from onnxq.graph.strip import difference, strip
 from onnxq.graph.view import GraphView, NodeView, Use
 
@@ -39,6 +41,7 @@ __all__ = [
     "forget_inferred",
     "from_text",
     "load",
+    "move_model",
     "name_nodes",
     "normalize",
     "read_tensor",
@@ -46,6 +49,7 @@ __all__ = [
     "save",
     "serialize",
     "sha256",
+    "staging",
     "strip",
     "to_text",
     "write_bytes",

@@ -64,7 +64,13 @@ class Editor:
         name: str,
         attrs: Mapping[str, AttributeValue] | None = None,
     ) -> None:
-        """Add a node of the ONNX domain, right behind the maker of its first input if it can."""
+        """Add a node of the ONNX domain, right behind the maker of its first input if it can.
+
+        Raises:
+            SelfCheckError: A tensor has the name of one of its outputs already.
+        """
+        if known := next((output for output in outputs if output in self._values), None):
+            raise SelfCheckError(f"node '{name}' would make tensor '{known}', which exists already")
         made = [ir.Value(name=output) for output in outputs]
         node = ir.node(
             op,
@@ -82,9 +88,8 @@ class Editor:
         self._values.update({v.name: v for v in made if v.name})
 
     def redirect(self, node: str, port: int, tensor: str) -> None:
-        """Let input ``port`` of a node read another tensor; port -1 means its subgraphs."""
-        if port >= 0:
-            self._nodes[node].replace_input_with(port, self._values[tensor])
+        """Let input ``port`` of a node read another tensor."""
+        self._nodes[node].replace_input_with(port, self._values[tensor])
 
     def redirect_captures(self, node: str, old: str, new: str) -> None:
         """Let the subgraphs of a node read another outer tensor."""

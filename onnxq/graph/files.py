@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -13,12 +15,20 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
 from onnxq.errors import ModelError, OutputError
-from onnxq.graph.model import ONE_PROTOBUF, Model, serialize
+from onnxq.graph.model import Model, internal, serialize
+from onnxq.graph.view import described
 from onnxq.types import Array
 
+# onnx_ir warns of tensors that nothing makes, and goes on; here they are errors.
+logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)
 
-def load(path: str | os.PathLike[str]) -> Model:
+
+def load(path: str | os.PathLike[str], *, in_memory: bool = False) -> Model:
     """Load an ONNX file; its external data stay on disk until they are used.
+
+    Args:
+        path: The file.
+        in_memory: Read the external data at once, so that their file may go.
 
     Raises:
         ModelError: The file is missing, is no ONNX model, is truncated, points outside its
@@ -40,10 +50,12 @@ def load(path: str | os.PathLike[str]) -> Model:
             f"model '{path}' holds an inconsistent graph: {_root(error)}",
             "check it with onnx.checker.check_model",
         ) from error
-    ir.external_data.set_base_dir(model.graph, path.resolve().parent)
     loaded = Model(model, path)
+    _check_inputs(loaded)
     _check_outputs(loaded)
     _check_external(loaded)
+    if in_memory:
+        ir.external_data.load_to_model(model)
     return loaded
 
 
@@ -104,9 +116,29 @@ def _root(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def _check_inputs(model: Model) -> None:
+    """Whatever a node reads is an input, an initializer, or made by a node."""
+    for graph in model.graphs():
+        for node in graph:
+            for value in node.inputs:
+                if value is None or value.producer() or value.is_graph_input():
+                    continue
+                if not value.is_initializer():
+                    raise ModelError(
+                        f"model '{model.path}': {described(node)} reads '{value.name}', "
+                        "which nothing makes",
+                        "export the model again",
+                    )
+
+
 def _check_outputs(model: Model) -> None:
     """Every graph makes its outputs itself: a branch must not name a tensor from outside."""
-    for graph in model.ir.graphs():
+    names = [value.name for value in model.ir.graph.outputs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ModelError(
+            f"model '{model.path}' lists its output '{twice}' twice", "list every output once"
+        )
+    for graph in model.graphs():
         for value in graph.outputs:
             made = value.producer() or value.is_graph_input() or value.is_initializer()
             if not made or value.graph is not graph:
@@ -119,46 +151,78 @@ def _check_outputs(model: Model) -> None:
 
 def _check_external(model: Model) -> None:
     """Every external tensor lies inside the model's folder, and its file is long enough."""
-    for graph in model.ir.graphs():
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if not isinstance(tensor, ir.ExternalTensor):
-                continue
-            folder = Path(tensor.base_dir).resolve()
-            file = (folder / str(tensor.location)).resolve()
-            where = f"external data of '{value.name}' in '{model.path}'"
-            if not file.is_relative_to(folder):
-                raise ModelError(f"{where} lie outside the model's folder: '{tensor.location}'")
-            if not file.is_file():
-                raise ModelError(f"{where} are missing: '{file}'", "copy them beside the model")
-            if (tensor.offset or 0) + tensor.nbytes > file.stat().st_size:
-                raise ModelError(f"{where} are truncated: '{file}'", "copy them again")
+    assert model.path is not None
+    folder = model.path.resolve().parent
+    for name, tensor in model.tensors():
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        tensor.base_dir = folder
+        file = (folder / str(tensor.location)).resolve()
+        where = f"external data of '{name}' in '{model.path}'"
+        if not file.is_relative_to(folder):
+            raise ModelError(f"{where} lie outside the model's folder: '{tensor.location}'")
+        if not file.is_file():
+            raise ModelError(f"{where} are missing: '{file}'", "copy them beside the model")
+        if (tensor.offset or 0) + tensor.nbytes > file.stat().st_size:
+            raise ModelError(f"{where} are truncated: '{file}'", "copy them again")
 
 
 def save(model: Model, path: str | os.PathLike[str]) -> None:
     """Write a model whole or not at all: made in a folder beside, then renamed.
 
-    Tensors go to ``NAME.data`` beside the model when they do not fit into one protobuf
-    file, or when the model's tensors came from such a file.
+    It is one file, wherever its tensors came from, as long as one protobuf file can hold them;
+    beyond that they go to ``NAME.data`` beside the model.
 
     Raises:
         OutputError: The folder is missing, read-only or full.
     """
     path = Path(path)
-    external = model.has_external_data or model.weight_bytes > ONE_PROTOBUF
-    data_name = data_path(path).name if external else None
+    external = None if model.fits_one_file else data_path(path).name
+    with staging(path) as part:
+        ir.save(internal(model).ir, part, external_data=external)
+        move_model(part, path)
+
+
+@contextmanager
+def staging(path: Path) -> Iterator[Path]:
+    """A place of the same name in a folder beside ``path``, to make a file in and rename it.
+
+    Raises:
+        OutputError: What happens inside fails for want of room or rights.
+    """
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            part = Path(folder) / path.name
-            ir.save(model.ir, part, external_data=data_name)
-            # The order keeps a kill harmless: there is never a model with the wrong data.
-            data = part.with_name(f"{path.name}.data")
-            if data.is_file() and data.stat().st_size:  # empty where all tensors are small
-                path.unlink(missing_ok=True)
-                os.replace(data, path.with_name(data.name))  # noqa: PTH105
-            part.replace(path)
+            yield Path(folder) / path.name
     except (OSError, EncodeError) as error:
         raise _cannot_write(path, error) from error
+    except OutputError as error:  # of a file inside, whose name means nothing to the user
+        raise _cannot_write(path, error.__cause__ or error) from error
+
+
+def move_model(part: Path, path: Path) -> None:
+    """Rename a model and its external data into place; a kill never leaves the wrong data.
+
+    External data of the model that stood there go with it.
+    """
+    data, stale = data_path(part), _owned_data(path)
+    if data.is_file() and data.stat().st_size:  # empty where all tensors are small
+        path.unlink(missing_ok=True)
+        data.replace(data_path(path))
+        stale = None
+    part.replace(path)
+    if stale is not None:
+        stale.unlink()
+
+
+def _owned_data(path: Path) -> Path | None:
+    """The data file of the model at a path, if there is one that this model reads."""
+    data = data_path(path)
+    if not data.is_file() or not path.is_file():
+        return None
+    try:
+        return data if data.resolve() in files_of(load(path)) else None
+    except ModelError:  # what stands there is none of ours
+        return None
 
 
 def data_path(path: Path) -> Path:
@@ -198,11 +262,13 @@ def check_writable(target: Path, sources: Sequence[Path], *, force: bool) -> Non
     """Fail before the work, not after it, when an output cannot be written.
 
     Raises:
-        OutputError: It exists already, is a folder or the source, or its folder cannot be
+        OutputError: It exists already, is a folder or is read, or its folder cannot be
             written to.
     """
     if target.resolve() in [source.resolve() for source in sources]:
-        raise OutputError(f"output '{target}' is the source model", "choose another with -o")
+        raise OutputError(
+            f"output '{target}' is one of the files that are read", "choose another with -o"
+        )
     if target.is_dir():
         raise OutputError(f"output '{target}' is a folder", "name a file in it with -o")
     if target.exists() and not force:
@@ -214,7 +280,7 @@ def check_writable(target: Path, sources: Sequence[Path], *, force: bool) -> Non
         raise _cannot_write(target, error) from error
 
 
-def _cannot_write(target: Path, error: Exception) -> OutputError:
+def _cannot_write(target: Path, error: BaseException) -> OutputError:
     reason = getattr(error, "strerror", None) or str(error)
     return OutputError(f"cannot write '{target}': {reason}", "choose another place with -o")
 
@@ -223,12 +289,7 @@ def files_of(model: Model) -> list[Path]:
     """The model's file and its external data files; none for a model made in memory."""
     if model.path is None:
         return []
-    external = {
-        Path(t.path)
-        for graph in model.ir.graphs()
-        for value in graph.initializers.values()
-        if isinstance(t := value.const_value, ir.ExternalTensor)
-    }
+    external = {Path(t.path) for _, t in model.tensors() if isinstance(t, ir.ExternalTensor)}
     return [model.path, *sorted(external)]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+from onnx_ir import Graph, TensorProtocol
 
 from onnxq.graph.view import GraphView
 
@@ -49,30 +51,42 @@ class Model:
         """A copy of ``metadata_props``."""
         return dict(self.ir.metadata_props)
 
+    def graphs(self) -> Iterator[Graph]:
+        """The main graph, the bodies of local functions, and all their subgraphs."""
+        for graph in (self.ir.graph, *(f.graph for f in self.ir.functions.values())):
+            yield graph
+            yield from graph.subgraphs()
+
+    def tensors(self) -> Iterator[tuple[str, TensorProtocol]]:
+        """Every stored tensor: initializers by their names, attributes by their nodes' names."""
+        for graph in self.graphs():
+            for name, value in graph.initializers.items():
+                if value.const_value is not None:
+                    yield name, value.const_value
+            for node in graph:
+                for attr in node.attributes.values():
+                    yield from ((node.name or node.op_type, t) for t in _tensors_of(attr))
+
     @cached_property
     def weight_bytes(self) -> int:
-        """Bytes of all initializers, subgraphs included."""
-        return sum(
-            value.const_value.nbytes
-            for graph in self.ir.graphs()
-            for value in graph.initializers.values()
-            if value.const_value is not None
-        )
+        """Bytes of all tensors, those in external data included."""
+        return sum(tensor.nbytes for _, tensor in self.tensors())
+
+    @property
+    def fits_one_file(self) -> bool:
+        """True when one protobuf file can hold the model with all its tensors."""
+        return self.weight_bytes <= ONE_PROTOBUF
 
     @property
     def has_external_data(self) -> bool:
         """True when a tensor lives in a file beside the model."""
-        return any(
-            isinstance(value.const_value, ir.ExternalTensor)
-            for graph in self.ir.graphs()
-            for value in graph.initializers.values()
-        )
+        return any(isinstance(tensor, ir.ExternalTensor) for _, tensor in self.tensors())
 
     def operators(self) -> list[tuple[str, str, str]]:
-        """Name, domain and operator type of every node, those inside subgraphs included."""
+        """Name, domain and type of every node, those of subgraphs and functions included."""
         return [
             (node.name or "", node.domain, node.op_type)
-            for graph in self.ir.graphs()
+            for graph in self.graphs()
             for node in graph
         ]
 
@@ -102,13 +116,51 @@ def to_text(model: Model) -> str:
 
 
 def serialize(model: Model) -> bytes:
-    """The protobuf bytes of a model whose tensors fit into one protobuf."""
-    encoded: bytes = ir.serde.serialize_model(model.ir).SerializeToString()
+    """The protobuf bytes of a model that fits one file, its external data inside."""
+    encoded: bytes = to_proto(model).SerializeToString()
     return encoded
+
+
+def to_proto(model: Model) -> onnx.ModelProto:
+    """The protobuf of a model that fits one file, its external data inside."""
+    return ir.serde.serialize_model(internal(model).ir)
 
 
 def encoded_size(model: Model) -> int:
     """Bytes of the model when it is saved, external data included."""
-    if model.weight_bytes > ONE_PROTOBUF:
+    if not model.fits_one_file:
         return model.weight_bytes
-    return int(ir.serde.serialize_model(model.ir).ByteSize())
+    return int(to_proto(model).ByteSize())
+
+
+def internal(model: Model) -> Model:
+    """The model without references to external data; these stay memory-mapped, not copied."""
+    if not model.has_external_data:
+        return model
+    model = model.copy()
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = _internal_tensor(value.const_value)
+        for node in graph:
+            for attr in list(node.attributes.values()):
+                found = [_internal_tensor(tensor) for tensor in _tensors_of(attr)]
+                if found:
+                    content = found[0] if attr.type == ir.AttributeType.TENSOR else found
+                    node.attributes[attr.name] = ir.Attr(attr.name, attr.type, content)
+    return model
+
+
+def _internal_tensor(tensor: TensorProtocol) -> TensorProtocol:
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)
+
+
+def _tensors_of(attr: ir.Attr) -> Iterable[TensorProtocol]:
+    """The tensors that an attribute holds; one that refers to a function's has none of its own."""
+    if attr.is_ref():
+        return ()
+    if attr.type == ir.AttributeType.TENSOR:
+        return (attr.value,)
+    return tuple(attr.value) if attr.type == ir.AttributeType.TENSORS else ()

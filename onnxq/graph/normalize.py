@@ -7,22 +7,16 @@ Everything here works on the graph alone; folding constants and BatchNorm is the
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-from onnx import version_converter
 from onnx_ir.passes import common as passes
 
 from onnxq.errors import ModelError
-from onnxq.graph.model import ONE_PROTOBUF, Model
-from onnxq.graph.view import node_names
+from onnxq.graph.model import Model
+from onnxq.graph.opset import MINIMUM_IR, raise_opset, restore_shapes
+from onnxq.graph.view import node_names, unused
 
-# DequantizeLinear learned per-channel scales (``axis``) in opset 13, whose IR version is 7.
-MINIMUM_OPSET = 13
-MINIMUM_IR = 7
-FLOAT16_MAX = 65504.0
 # Names that ONNX Runtime's BASIC level gives to what it fused, after the first node's own name.
 FUSION_SUFFIXES = ("/MatMulAddFusion",)
 
@@ -43,7 +37,7 @@ def normalize(model: Model) -> Model:
     model = model.copy()
     model = _inline_functions(model)
     model = _free_initializers(model)
-    model = _raise_opset(model)
+    model = raise_opset(model)
     model = _widen_float16(model)
     return name_nodes(model)
 
@@ -68,47 +62,6 @@ def _free_initializers(model: Model) -> Model:
     return model.with_notes(f"took {len(overridable)} initializers out of the graph's inputs")
 
 
-def _raise_opset(model: Model) -> Model:
-    old = model.opset
-    if old >= MINIMUM_OPSET:
-        return model
-    try:
-        proto = version_converter.convert_version(_whole_proto(model), MINIMUM_OPSET)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ModelError(
-            f"model '{model.path}' has opset {old}, and raising it to {MINIMUM_OPSET} failed: "
-            f"{reason}",
-            f"export the model with opset {MINIMUM_OPSET} or newer",
-        ) from error
-    raised = ir.serde.deserialize_model(proto)
-    _restore_shapes(raised.graph.outputs, model.ir.graph.outputs)
-    raised.ir_version = max(raised.ir_version or 0, MINIMUM_IR)
-    raised.opset_imports.update(
-        {k: v for k, v in model.ir.opset_imports.items() if k not in raised.opset_imports}
-    )
-    return Model(raised, model.path, model.notes).with_notes(
-        f"raised the opset from {old} to {MINIMUM_OPSET}"
-    )
-
-
-def _whole_proto(model: Model) -> onnx.ModelProto:
-    """The protobuf with all tensors inside: the converter does not read external data."""
-    if model.weight_bytes > ONE_PROTOBUF:
-        raise ModelError(
-            f"model '{model.path}' has opset {model.opset} and more than 1.8 GB of weights, "
-            "too much for onnx.version_converter",
-            f"export the model with opset {MINIMUM_OPSET} or newer",
-        )
-    for graph in model.ir.graphs():
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
-    # Models of IR version 3 list initializers as inputs; version 4 need not.
-    model.ir.ir_version = max(model.ir.ir_version or 0, 4)
-    return ir.serde.serialize_model(model.ir)
-
-
 def _widen_float16(model: Model) -> Model:
     """Compute in float32 what the model computes in float16.
 
@@ -118,9 +71,11 @@ def _widen_float16(model: Model) -> Model:
     if not any(_is_half(v) for graph in graphs for v in _values(graph)):
         return model
     main = model.ir.graph
-    edges = [*(v for v in main.inputs if _is_half(v)), *(v for v in main.outputs if _is_half(v))]
-    for value in edges:
-        _cast_edge(main, value)
+    taken = set(model.view().names)
+    for value in [v for v in main.inputs if _is_half(v)]:
+        _cast_input(main, value, taken)
+    for value in [v for v in main.outputs if _is_half(v) and not v.is_graph_input()]:
+        _cast_output(main, value, taken)
     kept = {id(v) for v in (*main.inputs, *main.outputs)}
     for graph in graphs:
         for value in _values(graph):
@@ -157,30 +112,35 @@ def _widen_attributes(node: ir.Node, kept_outputs: set[int]) -> None:
             node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
 
 
-def _cast_edge(graph: ir.Graph, value: ir.Value) -> None:
-    """Keep a float16 input or output as it is, and compute in float32 behind it."""
-    inner = ir.Value(
-        name=f"{value.name}_float32", shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT)
-    )
-    producer = value.producer()
-    if producer is None:
-        value.replace_all_uses_with(inner)
-        graph.insert_before(graph[0], _cast(value, inner, ir.DataType.FLOAT))
-        return
-    index = value.index()
-    assert index is not None
+def _cast_input(graph: ir.Graph, value: ir.Value, taken: set[str]) -> None:
+    """Keep a float16 input as it is, and let the nodes read it in float32."""
+    inner = _float32_of(value, taken)
+    for node, port in value.uses():
+        node.replace_input_with(port, inner)
+    graph.insert_before(graph[0], _cast(value, inner, taken))
+
+
+def _cast_output(graph: ir.Graph, value: ir.Value, taken: set[str]) -> None:
+    """Keep a float16 output as it is, and compute it in float32."""
     outer = ir.Value(name=value.name, shape=value.shape, type=value.type)
-    position = list(graph.outputs).index(value)
-    value.name = inner.name
-    graph.outputs[position] = outer
-    graph.append(_cast(value, outer, ir.DataType.FLOAT16))
+    graph.outputs[list(graph.outputs).index(value)] = outer
+    value.name = _float32_of(value, taken).name
+    graph.append(_cast(value, outer, taken))
 
 
-def _cast(source: ir.Value, target: ir.Value, dtype: ir.DataType) -> ir.Node:
+def _float32_of(value: ir.Value, taken: set[str]) -> ir.Value:
+    name = unused(f"{value.name}_float32", taken)
+    taken.add(name)
+    return ir.Value(name=name, shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT))
+
+
+def _cast(source: ir.Value, target: ir.Value, taken: set[str]) -> ir.Node:
+    name = unused(f"{target.name}_Cast", taken)
+    taken.add(name)
+    assert target.dtype is not None
     return ir.Node(
-        "", "Cast", [source], [ir.AttrInt64("to", int(dtype))], outputs=[target],
-        name=f"{target.name}_Cast",
-    )  # fmt: skip
+        "", "Cast", [source], [ir.AttrInt64("to", int(target.dtype))], outputs=[target], name=name
+    )
 
 
 def name_nodes(model: Model) -> Model:
@@ -224,16 +184,10 @@ def restore_identity(folded: Model, source: Model) -> Model:
     new.graph.metadata_props.update(old.graph.metadata_props)
     passes.RemoveUnusedOpsetsPass()(new)
     _restore_node_names(new.graph, old.graph)
-    _restore_shapes(new.graph.inputs, old.graph.inputs)
+    restore_shapes(new.graph.inputs, old.graph.inputs)
     passes.ShapeInferencePass(check_type=False, strict_mode=False)(new)
-    _restore_shapes(new.graph.outputs, old.graph.outputs)  # inference puts numbers for symbols
+    restore_shapes(new.graph.outputs, old.graph.outputs)  # inference puts numbers for symbols
     return name_nodes(Model(new, source.path, source.notes))
-
-
-def _restore_shapes(values: Sequence[ir.Value], origins: Sequence[ir.Value]) -> None:
-    for value, origin in zip(values, origins, strict=True):
-        if origin.shape is not None:
-            value.shape = origin.shape.copy()
 
 
 def forget_inferred(model: Model, source: Model) -> Model:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import onnx_ir as ir
@@ -103,11 +104,6 @@ class GraphView:
         """Names of the graph's outputs."""
         return frozenset(spec.name for spec in self.outputs)
 
-    @cached_property
-    def input_names(self) -> frozenset[str]:
-        """Names of the graph's inputs that must be fed."""
-        return frozenset(spec.name for spec in self.inputs)
-
     def producer(self, tensor: str) -> NodeView | None:
         """The node that makes a tensor; None for inputs and constants."""
         return self._producers.get(tensor)
@@ -152,12 +148,17 @@ def node_names(graph: ir.Graph) -> list[str]:
     for index, node in enumerate(graph):
         name = node.name or ""
         if not name or name in seen:
-            name = base = f"{node.op_type}_{index}"
-            while name in taken or name in seen:
-                name = f"{base}_{len(seen)}"
+            name = unused(f"{node.op_type}_{index}", taken)
+            taken.add(name)
         seen.add(name)
         names.append(name)
     return names
+
+
+def unused(name: str, taken: Container[str]) -> str:
+    """The name itself, or with the first number behind it that makes it a new one."""
+    numbered = (f"{name}_{number}" for number in count(1))
+    return name if name not in taken else next(n for n in numbered if n not in taken)
 
 
 def _view_node(node: ir.Node, name: str) -> NodeView:
@@ -180,6 +181,11 @@ def _attribute(attr: ir.Attr) -> Any:  # noqa: ANN401 - an attribute is any of a
     if attr.type == ir.AttributeType.TENSOR:
         return attr.value.numpy()
     return tuple(attr.value) if isinstance(attr.value, (list, tuple)) else attr.value
+
+
+def described(node: ir.Node) -> str:
+    """A node as an error message names it."""
+    return f"node '{node.name}' ({node.op_type})" if node.name else f"a node {node.op_type}"
 
 
 def subgraphs(node: ir.Node) -> list[ir.Graph]:

@@ -9,7 +9,13 @@ from onnxq.graph import GraphView
 from onnxq.ops import Census, NodeInfo
 from onnxq.plan.policy import Regions, keep_float
 from onnxq.plan.recipe import Recipe
-from onnxq.plan.scales import activation_params, constant_params, share_scales, weight_params
+from onnxq.plan.scales import (
+    activation_params,
+    bias_fits,
+    constant_params,
+    share_scales,
+    weight_params,
+)
 from onnxq.targets import Target
 from onnxq.types import Precision, QParams, Reason, TensorRange
 
@@ -101,7 +107,7 @@ def _plan_static(
     recipe: Recipe,
     target: Target,
 ) -> QuantPlan:
-    regions = Regions(view, census, _without_range(view, census, ranges) | kept)
+    regions = Regions(view, census, _without_scale(view, census, ranges, target) | kept)
     chosen = [node for node in census.nodes if node.name in regions.int8]
     used = {tensor: ranges[tensor] for tensor in regions.tensors()}
     groups = share_scales(chosen, used)
@@ -135,10 +141,10 @@ def _weights(
     }
 
 
-def _without_range(
-    view: GraphView, census: Census, ranges: dict[str, TensorRange]
+def _without_scale(
+    view: GraphView, census: Census, ranges: dict[str, TensorRange], target: Target
 ) -> dict[str, Reason]:
-    """Nodes with a tensor that has no usable range: never computed, or with infinities."""
+    """Nodes with a tensor that no scale suits: never computed, with infinities, a huge bias."""
     reasons: dict[str, Reason] = {}
     for node in census.quantizable():
         for tensor in (*(t for _, t in node.data), *node.outputs):
@@ -149,6 +155,9 @@ def _without_range(
             elif not found.finite:
                 text = f"'{tensor}' holds infinities or mask values beyond 1e30"
                 reasons[node.name] = Reason("not-finite", text, node.name)
+        if node.name not in reasons and not bias_fits(view, node, ranges, target):
+            text = "its bias is too large beside its input for any scale of its weights"
+            reasons[node.name] = Reason("bias-too-large", text, node.name)
     return reasons
 
 

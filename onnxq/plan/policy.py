@@ -103,7 +103,8 @@ class Regions:
             return "its input is used elsewhere too, so that no range can absorb it"
         if info.kernel is Kernel.MOVES:
             return "it follows an operator that only moves data"
-        if not (info.op == "Conv" or self._wanted(node)):
+        # A Conv needs the pair in any case; a Gemm without it fuses with the clamp in float.
+        if info.op not in ("Conv", "Gemm") and not self._wanted(node):
             return "nothing behind it computes in int8"
         return ""
 

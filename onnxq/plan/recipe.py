@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import re
 import tomllib
 from pathlib import Path
@@ -59,13 +60,16 @@ class VerifySettings(_Section, frozen=True):
 
     Attributes:
         metric: ``top1``, or ``module:function`` taking (outputs by name, labels).
-        threads: Threads for measuring latency.
-        seconds: The most time to spend on measuring latency.
+        output: The output that ``top1`` is taken of; the first that looks like class scores
+            when missing.
+        threads: Threads inside an operator, in every run.
+        seconds: About how long to measure latency; 0 leaves it out.
     """
 
     metric: str = "top1"
+    output: str | None = None
     threads: Positive = 1
-    seconds: Annotated[float, msgspec.Meta(ge=0)] = 5.0
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5.0
 
 
 class Budgets(_Section, frozen=True):
@@ -86,6 +90,11 @@ class Budgets(_Section, frozen=True):
     max_size_ratio: float | None = None
     min_speedup: float | None = None
     min_int8: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, limit in msgspec.structs.asdict(self).items():
+            if limit is not None and not math.isfinite(limit):
+                raise ValueError(f"budget '{name}' is {limit}, not a number to keep to")
 
 
 class Recipe(_Section, frozen=True):

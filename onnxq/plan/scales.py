@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxq.graph import GraphView
 from onnxq.numerics import channel_range, choose_qparams
@@ -17,6 +18,9 @@ from onnxq.types import Array, QParams, TensorRange
 MOST_STRETCH = 2.0
 # |bias| / (s_x * s_w) must fit int32; a quarter of it leaves room for the products.
 BIAS_LIMIT = 2.0**29
+# The bias' scale, s_x * s_w, is a float32 as well, and may become 0 below the smallest normal one;
+# twice that leaves room for rounding.
+SMALLEST_PRODUCT = 2.0 * float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,8 @@ def weight_params(
     """Scales of one weight, whatever number of nodes share it.
 
     Symmetric, one scale per output channel unless the nodes disagree on which axis that is. A
-    channel whose bias would overflow int32 in units of ``s_x * s_w`` gets a coarser scale.
+    channel whose bias would overflow int32 in units of ``s_x * s_w``, or whose product of scales
+    would be no float32, gets a coarser scale.
 
     Args:
         view: The graph.
@@ -150,10 +155,29 @@ def _bound_for_bias(
     source = next((t for _, t in node.data), "")
     if node.bias is None or source not in activations:
         return 0.0
-    bias = np.abs(_constant(view, node.bias[1]).astype(np.float64)).ravel()
-    least_scale = bias / (BIAS_LIMIT * activations[source].scale[0])
-    bound = least_scale * target.weight.qmax
+    bound = _least_bound(_constant(view, node.bias[1]), activations[source], target)
     return bound if axis is not None else float(bound.max(initial=0.0))
+
+
+def bias_fits(
+    view: GraphView, node: NodeInfo, ranges: dict[str, TensorRange], target: Target
+) -> bool:
+    """False when no float32 scale of the weights makes the bias fit into int32.
+
+    Judged by the input's own range; a scale that is shared is never finer.
+    """
+    source = next((t for _, t in node.data), "")
+    if node.bias is None or source not in ranges:
+        return True
+    x = choose_qparams(ranges[source].lo, ranges[source].hi, target.activation)
+    bound = _least_bound(_constant(view, node.bias[1]), x, target)
+    return bool(np.all(bound <= np.finfo(np.float32).max))
+
+
+def _least_bound(bias: Array, x: QParams, target: Target) -> NDArray[np.float64]:
+    """The least weight range, per channel, for a bias behind an input of these parameters."""
+    product = np.maximum(np.abs(bias.astype(np.float64)).ravel() / BIAS_LIMIT, SMALLEST_PRODUCT)
+    return product / x.scale[0] * target.weight.qmax
 
 
 def _constant(view: GraphView, tensor: str) -> Array:

@@ -16,8 +16,8 @@ from onnxq.plan import QuantPlan
 from onnxq.types import Precision, Reason
 from onnxq.verify import Gate, LatencyFacts, Measured, MetricFacts, Receipt
 
-# Latency ratios that differ by less than the noise of a run say nothing.
-SURE = 2.0
+# A difference in speed that nobody notices, however surely it was measured.
+SAME_SPEED = 0.02
 MOST_REASONS = 5
 
 
@@ -27,6 +27,9 @@ def receipt_view(receipt: Receipt) -> RenderableType:
     parts: list[RenderableType] = [_comparison(receipt), Text()]
     parts += [Text.from_markup(line) for line in _outputs(measured)]
     parts += [Text.from_markup(line) for line in _nodes(receipt)]
+    if measured.prepared.notes:
+        steps = escape("; ".join(measured.prepared.notes))
+        parts.append(Text.from_markup(f"[dim]prepared:[/] {steps}"))
     parts += [Text.from_markup(f"[yellow]note:[/] {escape(note)}") for note in measured.notes]
     parts += [Text.from_markup(_gate(gate)) for gate in receipt.gates]
     return Group(*parts)
@@ -65,12 +68,12 @@ def _latency_row(latency: LatencyFacts, prepared_ms: float | None) -> list[str]:
         f"{latency.source_ms:.3g} ms",
         prepared,
         f"{latency.output_ms:.3g} ms",
-        f"{_speed(latency.ratio_prepared, latency.spread)} (±{latency.spread:.0%})",
+        f"{_speed(latency.ratio_prepared, latency.noise)} (±{latency.spread:.0%})",
     ]
 
 
-def _speed(ratio: float, spread: float) -> str:
-    if abs(ratio - 1) <= SURE * spread:
+def _speed(ratio: float, noise: float) -> str:
+    if abs(ratio - 1) <= max(noise, SAME_SPEED):
         return f"{ratio:.2f}x, as fast"
     return f"{ratio:.2f}x as fast" if ratio > 1 else f"[yellow]{ratio:.2f}x: slower[/]"
 
@@ -78,10 +81,16 @@ def _speed(ratio: float, spread: float) -> str:
 def _outputs(measured: Measured) -> list[str]:
     lines = []
     for name, facts in measured.outputs.items():
-        line = f"output [cyan]{escape(name)}[/]: SQNR {facts.sqnr_db:.1f} dB, "
-        line += f"cosine {facts.cosine:.6f}"
+        parts = []
+        if facts.sqnr_db is not None and facts.cosine is not None:
+            parts.append(f"SQNR {facts.sqnr_db:.1f} dB, cosine {facts.cosine:.6f}")
         if facts.top1_agreement is not None:
-            line += f", same top class on {facts.top1_agreement:.2%} of {measured.samples} samples"
+            parts.append(
+                f"same top class on {facts.top1_agreement:.2%} of {measured.samples} samples"
+            )
+        if facts.equal is not None:
+            parts.append(f"{facts.equal:.2%} of its entries are equal")
+        line = f"output [cyan]{escape(name)}[/]: {', '.join(parts) or 'nothing to compare'}"
         lines.append(line)
     return lines
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from onnxq.errors import SelfCheckError
@@ -15,8 +17,14 @@ from onnxq.types import Array, Precision, QParams
 HALF_STEP = 0.5 * (1 + 1e-3)
 
 
-def check(model: Model, quantized: Model, plan: QuantPlan) -> None:
+def check(model: Model, quantized: Model, plan: QuantPlan, raw: Mapping[str, str]) -> None:
     """Strip the quantized model and compare it with the one that it was made from.
+
+    Args:
+        model: The float model.
+        quantized: What was made of it.
+        plan: The plan that it follows.
+        raw: Tensors of ``model`` whose name the output of their pair has now: new name to old.
 
     Raises:
         SelfCheckError: Anything but constants within half a quantization step differs, or a
@@ -25,23 +33,23 @@ def check(model: Model, quantized: Model, plan: QuantPlan) -> None:
     found = difference(model.view(), strip(quantized).view(), _tolerances(model, plan))
     if found:
         raise SelfCheckError(f"the quantized graph does not strip back to its source: {found}")
-    found = _wrong_pair(model.view(), quantized.view(), plan)
+    found = _wrong_pair(model.view(), quantized.view(), plan, raw)
     if found:
         raise SelfCheckError(f"the quantized graph is not the plan's: {found}")
 
 
-def _wrong_pair(source: GraphView, quantized: GraphView, plan: QuantPlan) -> str:
+def _wrong_pair(
+    source: GraphView, quantized: GraphView, plan: QuantPlan, raw: Mapping[str, str]
+) -> str:
     """The first Q or DQ of an activation that is not the plan's, as a sentence."""
     planned = {t for t in plan.tensors if not source.is_constant(t)}
     seen = set()
     for node in quantized.nodes:
         if node.op != "QuantizeLinear":
             continue
-        # The pair of an output is made behind its producer, whose tensor lends it the name.
-        raw = node.inputs[0]
-        tensor = raw if raw in planned else raw.rstrip("_").removesuffix("_float")
+        tensor = raw.get(node.inputs[0], node.inputs[0])
         if tensor not in planned:
-            return f"'{node.name}' quantizes '{raw}'"
+            return f"'{node.name}' quantizes '{tensor}'"
         seen.add(tensor)
         readers = [quantized.by_name[use.node] for use in quantized.uses(node.outputs[0])]
         for one in (node, *readers):

@@ -2,7 +2,7 @@
 
 Every name that is added starts with the tensor that it serves: ``x_quantized``,
 ``x_dequantized``, ``x_scale``, ``x_zero_point``; for a bias, which depends on its node, with the
-bias and the node. Where the model has that name already, underscores follow.
+bias and the node. Where that name is taken already, underscores follow.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from onnxq.types import Precision, QParams, QType
 
 # Float layers whose weights a runtime may quantize by itself (Target.requantizes_float_layers).
 REQUANTIZED = ("Conv", "ConvTranspose", "Gemm")
+# What an added name serves: a tensor, or a tensor in one of its roles.
+Subject = tuple[str, ...]
 
 
 def rewrite(model: Model, plan: QuantPlan) -> Model:
@@ -41,18 +43,26 @@ def rewrite(model: Model, plan: QuantPlan) -> Model:
         if not model.view().is_constant(tensor):
             writer.add_pair(tensor)
     quantized = writer.editor.finish()
-    check(model, quantized, plan)
+    check(model, quantized, plan, writer.raw)
     return quantized
 
 
 class _Writer:
-    """Adds the nodes of one plan to one model."""
+    """Adds the nodes of one plan to one model.
+
+    Attributes:
+        editor: The model in the making.
+        raw: Tensors that lent their name to what comes out of their pair: new name to old.
+    """
 
     def __init__(self, model: Model, plan: QuantPlan) -> None:
         self.editor = Editor(model)
+        self.raw: dict[str, str] = {}
         self._view: GraphView = model.view()
         self._plan = plan
         self._precision = plan.precision()
+        self._taken = set(self._view.names)
+        self._names: dict[tuple[Subject, str], str] = {}
         self._per_axis_edges = get_target(plan.target).requantizes_float_layers
 
     def quantize_constants(self, node: NodeView) -> None:
@@ -64,20 +74,20 @@ class _Writer:
         for port, tensor in enumerate(node.inputs):
             params = self._plan.tensors.get(tensor)
             if params is not None and self._view.is_constant(tensor):
-                self.editor.redirect(node.name, port, self._constant(tensor, tensor, params))
+                self.editor.redirect(node.name, port, self._constant((tensor,), params))
         has_bias = spec.bias is not None and spec.bias < len(node.inputs)
         if precision is Precision.INT8 and has_bias and node.inputs[spec.bias or 0]:
             self._quantize_bias(node, spec.bias or 0)
 
-    def _constant(self, name: str, tensor: str, params: QParams) -> str:
-        """A DequantizeLinear over the stored integers of a constant; made once per name."""
-        made = self._new(f"{name}_dequantized")
+    def _constant(self, subject: Subject, params: QParams) -> str:
+        """A DequantizeLinear over the stored integers of a constant; made once per subject."""
+        made = self._name(subject, "dequantized")
         if not self.editor.has_tensor(made):
-            values = self._view.constant(tensor)
+            values = self._view.constant(subject[0])
             assert values is not None
-            stored = self._new(f"{name}_quantized")
+            stored = self._name(subject, "quantized")
             self.editor.add_constant(stored, quantize(values, params))
-            self._dequantize(name, stored, made, params)
+            self._dequantize(subject, stored, made, params)
         return made
 
     def _quantize_bias(self, node: NodeView, port: int) -> None:
@@ -86,33 +96,38 @@ class _Writer:
         scale = np.float32(x.scale[0]) * np.array(w.scale, np.float32)
         axis = None if w.axis is None else len(self._view.shape(node.inputs[port]) or ()) - 1
         params = QParams(QType.INT32, tuple(float(s) for s in scale), (0,) * len(scale), axis=axis)
-        bias = node.inputs[port]
-        made = self._constant(f"{bias}_of_{node.name}", bias, params)
+        made = self._constant((node.inputs[port], "of", node.name), params)
         self.editor.redirect(node.name, port, made)
 
-    def _dequantize(self, name: str, stored: str, made: str, params: QParams) -> None:
+    def _dequantize(self, subject: Subject, stored: str, made: str, params: QParams) -> None:
         self.editor.add_node(
             "DequantizeLinear",
-            [stored, *self._parameters(name, params)],
+            [stored, *self._parameters(subject, params)],
             [made],
-            name=self._new(f"{name}_DequantizeLinear"),
+            name=self._name(subject, "DequantizeLinear"),
             attrs=None if params.axis is None else {"axis": params.axis},
         )
 
-    def _parameters(self, name: str, params: QParams) -> list[str]:
+    def _parameters(self, subject: Subject, params: QParams) -> list[str]:
         """Constants for scale and zero point; a bias has none, which means zero."""
         scale, zero = np.array(params.scale, np.float32), np.array(params.zero_point)
         if params.axis is None:
             scale, zero = scale[0], zero[0]
-        made = [self.editor.add_constant(self._new(f"{name}_scale"), np.asarray(scale))]
+        made = [self.editor.add_constant(self._name(subject, "scale"), np.asarray(scale))]
         if params.qtype is not QType.INT32:
             stored = np.asarray(zero, params.qtype.dtype)
-            made.append(self.editor.add_constant(self._new(f"{name}_zero_point"), stored))
+            made.append(self.editor.add_constant(self._name(subject, "zero_point"), stored))
         return made
 
-    def _new(self, name: str) -> str:
-        while name in self._view.names:
-            name += "_"
+    def _name(self, subject: Subject, part: str) -> str:
+        """The name of one part of what serves a subject: the same one whenever it is asked for."""
+        name = self._names.get((subject, part), "")
+        if not name:
+            name = "_".join((*subject, part))
+            while name in self._taken:
+                name += "_"
+            self._taken.add(name)
+            self._names[subject, part] = name
         return name
 
     def add_pair(self, tensor: str) -> None:
@@ -125,21 +140,24 @@ class _Writer:
         params = self._plan.tensors[tensor]
         producer = self._view.producer(tensor)
         from_int8 = producer is not None and self._is_int8(producer.name)
-        source, made = tensor, self._new(f"{tensor}_dequantized")
-        stored = self._new(f"{tensor}_quantized")
+        subject = (tensor,)
+        stored = self._name(subject, "quantized")
         if from_int8 and tensor in self._view.output_names:
-            source, made = self._new(f"{tensor}_float"), tensor
+            source, made = self._name(subject, "float"), tensor
             self.editor.move_output(tensor, source)
+            self.raw[source] = tensor
+        else:
+            source, made = tensor, self._name(subject, "dequantized")
         self.editor.add_node(
             "QuantizeLinear",
-            [source, *self._parameters(tensor, params)],
+            [source, *self._parameters(subject, params)],
             [stored],
-            name=self._new(f"{tensor}_QuantizeLinear"),
+            name=self._name(subject, "QuantizeLinear"),
         )
         readers = [u for u in self._view.uses(tensor) if from_int8 or self._is_int8(u.node)]
         apart = [u for u in readers if self._wants_channels(tensor, u)]
         if made == tensor or len(apart) < len(readers):
-            self._dequantize(tensor, stored, made, params)
+            self._dequantize(subject, stored, made, params)
             self.editor.copy_type(source, made)
         if made == tensor:
             self.editor.claim_output(source, made)
@@ -174,7 +192,7 @@ class _Writer:
         repeated = QParams(
             params.qtype, params.scale * channels, params.zero_point * channels, axis=1
         )
-        made = self._new(f"{tensor}_dequantized_per_channel")
-        self._dequantize(f"{tensor}_per_channel", stored, made, repeated)
+        made = self._name((tensor,), "dequantized_per_channel")
+        self._dequantize((tensor, "per_channel"), stored, made, repeated)
         self.editor.copy_type(tensor, made)
         return made

@@ -40,6 +40,15 @@ class Latency(msgspec.Struct, frozen=True):
         low, middle, high = np.percentile(ratios, (25, 50, 75))
         return float((high - low) / 2 / middle)
 
+    def noise(self, numerator: int, denominator: int) -> float:
+        """Four standard errors of the median ratio, relative to it.
+
+        For normal noise the quartiles lie 0.6745 deviations from the median, whose standard
+        error is 1.2533 deviations over the square root of the rounds.
+        """
+        deviation = self.spread(numerator, denominator) / 0.6745
+        return float(4 * 1.2533 * deviation / np.sqrt(self.rounds))
+
     def _ratios(self, numerator: int, denominator: int) -> list[float]:
         pairs = zip(self.samples[numerator], self.samples[denominator], strict=True)
         return [a / b for a, b in pairs]

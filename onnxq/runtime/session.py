@@ -55,7 +55,8 @@ class Session:
         level: Graph optimisation: ``none``, ``basic`` or ``all``.
         frugal: Run nodes in the graph's own order and give memory back at once. By itself ONNX
             Runtime runs whatever leads to an output late, and holds what it reads until then.
-        write_optimized: Where ONNX Runtime writes the graph that it really runs.
+        write_optimized: Where ONNX Runtime writes the graph that it really runs; its tensors
+            go to a file beside it when they do not fit into one.
 
     Raises:
         RuntimeFailure: ONNX Runtime refuses the model.
@@ -84,6 +85,10 @@ class Session:
             options.enable_cpu_mem_arena = False
         if write_optimized is not None:
             options.optimized_model_filepath = str(write_optimized)
+            if not model.fits_one_file:
+                data = "session.optimized_model_external_initializers_"
+                options.add_session_config_entry(f"{data}file_name", f"{write_optimized.name}.data")
+                options.add_session_config_entry(f"{data}min_size_in_bytes", "1024")
         large = model.weight_bytes > IN_MEMORY_LIMIT
         if large:
             give_back()  # what earlier stages freed
@@ -115,7 +120,7 @@ class Session:
 def _open(model: Model, options: Any) -> Any:  # noqa: ANN401 - onnxruntime is untyped
     providers = ["CPUExecutionProvider"]
     try:
-        if model.weight_bytes < IN_MEMORY_LIMIT and not model.has_external_data:
+        if model.weight_bytes < IN_MEMORY_LIMIT:
             return ort.InferenceSession(serialize(model), options, providers=providers)
         with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
             path = Path(folder) / "model.onnx"

@@ -1,7 +1,7 @@
 """Measure what was made: accuracy, size, latency, and what really runs as int8."""
 
 from onnxq.verify.gates import check_gates
-from onnxq.verify.metric import Metric, load_metric
+from onnxq.verify.metric import Metric, MetricChoice, load_metric
 from onnxq.verify.receipt import (
     Candidate,
     FileFacts,
@@ -12,6 +12,7 @@ from onnxq.verify.receipt import (
     OutputFacts,
     PreparedFacts,
     Receipt,
+    RunFacts,
     receipt_schema,
 )
 from onnxq.verify.verify import Subjects, verify
@@ -23,10 +24,12 @@ __all__ = [
     "LatencyFacts",
     "Measured",
     "Metric",
+    "MetricChoice",
     "MetricFacts",
     "OutputFacts",
     "PreparedFacts",
     "Receipt",
+    "RunFacts",
     "Subjects",
     "check_gates",
     "load_metric",

@@ -5,6 +5,9 @@ from __future__ import annotations
 from onnxq.plan import Budgets
 from onnxq.verify.receipt import Gate, Measured
 
+# 0.995 - 0.99 is a little more than 0.005 in floating point; no budget is as fine as this.
+ROUNDING = 1e-9
+
 
 def check_gates(budgets: Budgets, measured: Measured) -> tuple[Gate, ...]:
     """One gate per budget. What could not be measured is a missed gate, not a passed one."""
@@ -14,7 +17,7 @@ def check_gates(budgets: Budgets, measured: Measured) -> tuple[Gate, ...]:
     drop = metric.source - metric.output if metric is not None else None
     most = [("max_drop", drop), ("max_size_ratio", measured.size_ratio)]
     least = [
-        ("min_sqnr", min((o.sqnr_db for o in outputs), default=None)),
+        ("min_sqnr", min((o.sqnr_db for o in outputs if o.sqnr_db is not None), default=None)),
         ("min_agreement", min(agreements, default=None)),
         ("min_speedup", latency.ratio_prepared if latency is not None else None),
         ("min_int8", coverage.int8 / max(coverage.wanted, 1) if coverage is not None else None),
@@ -28,5 +31,6 @@ def _gate(budgets: Budgets, name: str, value: float | None, *, upper: bool) -> G
     limit: float | None = getattr(budgets, name)
     if limit is None:
         return None
-    passed = value is not None and (value <= limit if upper else value >= limit)
+    beyond = None if value is None else (value - limit if upper else limit - value)
+    passed = beyond is not None and beyond <= ROUNDING
     return Gate(name, limit, value, passed)

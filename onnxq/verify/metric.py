@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -24,40 +25,20 @@ class Metric(Protocol):
         """The metric over all batches."""
 
 
-def scores_output(outputs: dict[str, Array], feed: dict[str, Array]) -> str | None:
-    """The first output that looks like class scores: float, one row of several per sample.
-
-    An output of an input's own shape is a reconstruction, not scores.
-    """
-    shapes = {value.shape for value in feed.values()}
-    for name, value in outputs.items():
-        is_rows = value.ndim == 2 and value.shape[1] > 1
-        if is_rows and np.issubdtype(value.dtype, np.floating) and value.shape not in shapes:
-            return name
-    return None
-
-
 class Top1:
-    """Share of samples whose largest score is the label's."""
+    """Share of samples whose largest score is the label's.
 
-    def __init__(self) -> None:
+    Args:
+        output: The output that holds one row of scores per sample.
+    """
+
+    def __init__(self, output: str) -> None:
+        self._output = output
         self._hits = self._count = 0
 
     def update(self, outputs: dict[str, Array], labels: Array) -> None:
-        """Take one batch in.
-
-        Raises:
-            DataError: No output has one row of scores per label.
-        """
-        name = scores_output(outputs, {})
-        if name is None or labels.ndim != 1 or len(outputs[name]) != len(labels):
-            shapes = ", ".join(f"{n} {v.shape}" for n, v in outputs.items())
-            raise DataError(
-                f"metric 'top1' needs an output with a row of scores per label; labels have shape "
-                f"{labels.shape}, outputs {shapes}",
-                "name another metric with --metric module:function",
-            )
-        self._hits += int((outputs[name].argmax(1) == labels).sum())
+        """Take one batch in."""
+        self._hits += int((outputs[self._output].argmax(1) == labels).sum())
         self._count += len(labels)
 
     def result(self) -> float:
@@ -103,8 +84,27 @@ def _join(values: list[Array]) -> Array | list[Array]:
     return values
 
 
-def load_metric(name: str, *, allow_code: bool, base: Path | None = None) -> Callable[[], Metric]:
-    """A maker of metrics: ``top1``, or ``module:function``.
+@dataclass(frozen=True)
+class MetricChoice:
+    """The metric that a recipe asks for.
+
+    Attributes:
+        name: What it is called.
+        function: The user's function; None for ``top1``.
+    """
+
+    name: str = "top1"
+    function: Callable[..., float] | None = None
+
+    def make(self, judged: str | None) -> Metric | None:
+        """A fresh metric; None for ``top1`` when no output can be judged by it."""
+        if self.function is not None:
+            return FunctionMetric(self.name, self.function)
+        return Top1(judged) if judged is not None else None
+
+
+def load_metric(name: str, *, allow_code: bool, base: Path | None = None) -> MetricChoice:
+    """Find a metric: ``top1``, or ``module:function``.
 
     Args:
         name: What the user named.
@@ -116,15 +116,16 @@ def load_metric(name: str, *, allow_code: bool, base: Path | None = None) -> Cal
         DataError: The module cannot be imported, or has no such function.
     """
     if name == "top1":
-        return Top1
+        return MetricChoice()
     code = parse_code(name, base or Path())
     if code is None:
-        raise UsageError(f"unknown metric '{name}'", "use 'top1' or 'module:function'")
+        raise UsageError(
+            f"unknown metric '{name}'", "use 'top1', 'module:function' or 'file.py:function'"
+        )
     if not allow_code:
         raise UsageError(
             f"metric '{name}' is Python code, which a recipe that was merely found beside the "
             "model may not name",
             "pass the recipe with --recipe, or the metric with --metric",
         )
-    function = find_function(*code)
-    return lambda: FunctionMetric(name, function)
+    return MetricChoice(name, find_function(*code))

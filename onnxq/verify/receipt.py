@@ -45,27 +45,39 @@ class PreparedFacts(msgspec.Struct, frozen=True):
 
 
 class OutputFacts(msgspec.Struct, frozen=True):
-    """One float output, compared with the source model on the test samples.
+    """One output, compared with the source model on the test samples.
 
     Attributes:
-        sqnr_db: Signal-to-quantization-noise ratio; 200 means identical.
-        cosine: Cosine similarity.
+        sqnr_db: Signal-to-quantization-noise ratio of a float output; 200 means identical. None
+            for another output, and where it was empty for every sample.
+        cosine: Cosine similarity, in the same cases.
         top1_agreement: Share of samples with the same largest score; None where the output
             does not look like class scores.
+        equal: Share of equal entries of an output that is not float.
     """
 
-    sqnr_db: float
-    cosine: float
+    sqnr_db: float | None = None
+    cosine: float | None = None
     top1_agreement: float | None = None
+    equal: float | None = None
 
 
 class MetricFacts(msgspec.Struct, frozen=True):
-    """The metric of the source and of the output model on the labelled test samples."""
+    """The metric of the source and of the output model on the labelled test samples.
+
+    Attributes:
+        name: What it is called.
+        source: Its value for the source model.
+        output: Its value for the output model.
+        samples: How many samples it rests on.
+        judged: The output that ``top1`` was taken of; None for a function, which gets all.
+    """
 
     name: str
     source: float
     output: float
     samples: int
+    judged: str | None = None
 
 
 class LatencyFacts(msgspec.Struct, frozen=True):
@@ -78,6 +90,8 @@ class LatencyFacts(msgspec.Struct, frozen=True):
         ratio_prepared: prepared float model / output.
         spread: Half the distance between the quartiles of the rounds' ``ratio_prepared``,
             relative to it.
+        noise: How far ``ratio_prepared``, a median over all rounds, may be off by chance,
+            relative to it: four standard errors.
         rounds: Rounds measured.
         batch: What the first input's first axis was.
         threads: Threads inside an operator.
@@ -89,6 +103,7 @@ class LatencyFacts(msgspec.Struct, frozen=True):
     ratio: float
     ratio_prepared: float
     spread: float
+    noise: float
     rounds: int
     batch: int
     threads: int
@@ -109,7 +124,7 @@ class Measured(msgspec.Struct, frozen=True):
     Attributes:
         size_ratio: Bytes of the output per byte of the source.
         prepared: The float model after preparing alone.
-        outputs: By name of the float output; empty without data.
+        outputs: By name of the output; empty without data.
         samples: Test samples that ``outputs`` rests on.
         metric: None without labels.
         latency: None when it was not measured.
@@ -145,6 +160,13 @@ class Gate(msgspec.Struct, frozen=True):
     passed: bool
 
 
+class RunFacts(msgspec.Struct, frozen=True):
+    """What a run depends on beside model, data and recipe."""
+
+    seed: int
+    prepare: bool
+
+
 class Receipt(msgspec.Struct, frozen=True):
     """The receipt of one run. Its JSON Schema is ``receipt_schema()``.
 
@@ -154,6 +176,7 @@ class Receipt(msgspec.Struct, frozen=True):
         source: The model as given.
         output: The model that was made.
         recipe: What was asked for, complete with defaults.
+        run: How it was run beside the recipe: ``seed``, and whether the graph was prepared.
         data: SHA-256 of the calibration and the test samples.
         plan: What was decided.
         ranges: What was observed.
@@ -167,6 +190,7 @@ class Receipt(msgspec.Struct, frozen=True):
     source: FileFacts
     output: FileFacts
     recipe: Recipe
+    run: RunFacts
     data: dict[str, str]
     plan: QuantPlan
     ranges: dict[str, TensorRange]

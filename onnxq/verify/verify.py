@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -11,7 +11,6 @@ import numpy as np
 from onnxq.data import Reader
 from onnxq.errors import RuntimeFailure, SelfCheckError
 from onnxq.graph import Model
-from onnxq.numerics import ErrorSums
 from onnxq.plan import QuantPlan
 from onnxq.runtime import (
     Session,
@@ -19,16 +18,16 @@ from onnxq.runtime import (
     measure_latency,
     synthetic_feed,
 )
-from onnxq.types import Array, Feed, Precision
-from onnxq.verify.metric import Metric, scores_output
+from onnxq.types import Feed, Precision
+from onnxq.verify.compare import Comparison
+from onnxq.verify.judge import Judging
+from onnxq.verify.metric import MetricChoice
 from onnxq.verify.receipt import (
     Candidate,
     LatencyFacts,
     Measured,
-    MetricFacts,
     OutputFacts,
     PreparedFacts,
-    finite_db,
 )
 
 # Below this, the noise is more than a third of the signal's amplitude.
@@ -49,44 +48,13 @@ class Subjects:
     output_bytes: int
 
 
-@dataclass
-class _Comparison:
-    """Sums over the test samples."""
-
-    errors: dict[str, ErrorSums] = field(default_factory=dict)
-    agreeing: dict[str, int] = field(default_factory=dict)
-    rows: dict[str, int] = field(default_factory=dict)
-    samples: int = 0
-
-    def add(self, feed: Feed, expected: dict[str, Array], found: dict[str, Array]) -> None:
-        scores = scores_output(expected, feed)
-        for name, value in expected.items():
-            if not np.issubdtype(value.dtype, np.floating):
-                continue
-            self.errors.setdefault(name, ErrorSums()).add(value, found[name])
-            if name == scores:
-                same = value.argmax(1) == found[name].argmax(1)
-                self.agreeing[name] = self.agreeing.get(name, 0) + int(same.sum())
-                self.rows[name] = self.rows.get(name, 0) + len(value)
-
-    def outputs(self) -> dict[str, OutputFacts]:
-        return {
-            name: OutputFacts(
-                sqnr_db=finite_db(sums.sqnr_db),
-                cosine=sums.cosine,
-                top1_agreement=self.agreeing[name] / self.rows[name] if name in self.rows else None,
-            )
-            for name, sums in self.errors.items()
-        }
-
-
 def verify(
     subjects: Subjects,
     plan: QuantPlan,
     reader: Reader | None,
     *,
-    metric: Callable[[], Metric] | None = None,
-    metric_name: str = "top1",
+    metric: MetricChoice | None = None,
+    judge: str | None = None,
     batch_size: int = 8,
     threads: int = 1,
     seconds: float = 5.0,
@@ -100,8 +68,9 @@ def verify(
         plan: What the output was made by.
         reader: Test samples; without them only size, latency on made-up input and coverage are
             measured.
-        metric: Makes the metric for labelled samples.
-        metric_name: What it is called.
+        metric: The metric for labelled samples; ``top1`` when None.
+        judge: The output that ``top1`` is taken of; the first that looks like class scores when
+            None.
         batch_size: Samples per run.
         threads: Threads inside an operator.
         seconds: About how long to measure latency; 0 leaves it out.
@@ -113,12 +82,12 @@ def verify(
         SelfCheckError: ONNX Runtime refuses the output model.
     """
     sessions = _open(subjects, threads)
-    comparison, facts, feed = _Comparison(), None, None
+    comparison, facts, feed = Comparison(), None, None
     if reader is not None:
-        make = metric if reader.has_labels else None
-        feed, scores = _compare(sessions, reader, batch_size, comparison, make, progress)
-        if scores is not None:
-            facts = MetricFacts(metric_name, *scores, comparison.samples)
+        judging = Judging(metric or MetricChoice(), judge)
+        feed = _compare(sessions, reader, batch_size, comparison, judging, progress)
+        facts = judging.facts(comparison.samples)
+        notes += judging.notes + comparison.notes()
     try:
         latency, times = _latency(sessions, feed, threads, seconds, progress)
     except RuntimeFailure as error:
@@ -132,7 +101,7 @@ def verify(
     return Measured(
         size_ratio=subjects.output_bytes / subjects.source_bytes,
         prepared=PreparedFacts(subjects.prepared_bytes, times[1], subjects.prepared.notes),
-        outputs=comparison.outputs(),
+        outputs=comparison.facts(),
         samples=comparison.samples,
         metric=facts,
         latency=latency,
@@ -142,7 +111,7 @@ def verify(
             Candidate("prepared float", subjects.prepared_bytes, times[1]),
             Candidate("output", subjects.output_bytes, times[2]),
         ),
-        notes=notes + _warnings(comparison.outputs(), latency),
+        notes=notes + _warnings(comparison.facts(), latency),
     )
 
 
@@ -152,9 +121,9 @@ def _warnings(outputs: dict[str, OutputFacts], latency: LatencyFacts | None) -> 
         f"output '{name}' is ruined: SQNR {facts.sqnr_db:.1f} dB; keep the layers before it float "
         "(--keep-float), or use --precision int8-weights"
         for name, facts in outputs.items()
-        if facts.sqnr_db < RUINED_DB
+        if facts.sqnr_db is not None and facts.sqnr_db < RUINED_DB
     ]
-    if latency is not None and latency.ratio_prepared < 1 - 2 * latency.spread:
+    if latency is not None and latency.ratio_prepared < 1 - latency.noise:
         found.append(
             "slower than the prepared float model: int8 does not pay in every layer here; keep "
             "some float (--keep-float), or ship the smaller file for its size alone"
@@ -174,24 +143,22 @@ def _compare(
     sessions: list[Session],
     reader: Reader,
     batch_size: int,
-    comparison: _Comparison,
-    metric: Callable[[], Metric] | None,
+    comparison: Comparison,
+    judging: Judging,
     progress: Progress | None,
-) -> tuple[Feed | None, tuple[float, float] | None]:
-    """Run source and output on every sample; returns the first feed and the metric's values."""
+) -> Feed | None:
+    """Run source and output on every sample; returns the first feed."""
     first: Feed | None = None
-    metrics = (metric(), metric()) if metric is not None else None
     for batch in reader.batches(batch_size):
         first = batch.feed if first is None else first
         expected, found = sessions[0].run(batch.feed), sessions[2].run(batch.feed)
         comparison.add(batch.feed, expected, found)
         comparison.samples += batch.count
-        if metrics is not None and batch.labels is not None:
-            metrics[0].update(expected, batch.labels)
-            metrics[1].update(found, batch.labels)
+        if batch.labels is not None:
+            judging.update(batch.feed, batch.labels, expected, found)
         if progress is not None:
             progress("verify", comparison.samples, reader.size)
-    return first, (metrics[0].result(), metrics[1].result()) if metrics is not None else None
+    return first
 
 
 def _latency(
@@ -213,6 +180,7 @@ def _latency(
         ratio=found.ratio(0, 2),
         ratio_prepared=found.ratio(1, 2),
         spread=found.spread(1, 2),
+        noise=found.noise(1, 2),
         rounds=found.rounds,
         batch=int(first.shape[0]) if first.ndim else 1,
         threads=threads,

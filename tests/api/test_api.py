@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import onnxq
@@ -14,7 +16,7 @@ from onnxq.api import receipt_path
 from onnxq.calibrate import calibrate, make_observer
 from onnxq.data import open_data
 from onnxq.errors import DataError, ModelError, OutputError, RecipeError, SelfCheckError, UsageError
-from onnxq.graph import Model, load, save, sha256
+from onnxq.graph import Model, files_of, load, save, sha256
 from onnxq.ops import classify
 from onnxq.plan import DataSettings, Recipe, VerifySettings, make_plan
 from onnxq.rewrite import rewrite
@@ -34,6 +36,23 @@ def folder(tmp_path: Path) -> Path:
     with np.load(MODELS / "digits_calibration.npz") as arrays:
         np.savez(tmp_path / "few.npz", image=arrays["image"][:20])
     return tmp_path
+
+
+@pytest.fixture
+def external(tmp_path: Path) -> Path:
+    """Three matrices, of 17 MB, 1 MB and 2 KB, in a file beside the model; and samples."""
+    rng = np.random.RandomState(0)
+    path = tmp_path / "net.onnx"
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        net (float[N,2048] x) => (float[N,4] y)
+        { [first] a = MatMul (x, u) [second] b = MatMul (a, v) [third] y = MatMul (b, w) }""")
+    for name, shape in (("u", (2048, 2048)), ("v", (2048, 128)), ("w", (128, 4))):
+        values = rng.normal(0, shape[0] ** -0.5, shape).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    proto = onnx.shape_inference.infer_shapes(proto)  # it is quantized as it is, too
+    onnx.save(proto, path, save_as_external_data=True, location="net.bin", size_threshold=1024)
+    np.savez(tmp_path / "x.npz", x=rng.normal(0, 1, (20, 2048)).astype(np.float32))
+    return path
 
 
 @pytest.fixture
@@ -78,6 +97,27 @@ class TestQuantize:
         result = onnxq.quantize(build(f"{text} {{ [mul] y = MatMul (x, w) }}"))
         assert result.plan.precision() == {"mul": Precision.INT8_WEIGHTS}
         assert result.receipt.source.path == ""
+
+    @pytest.mark.parametrize("one_protobuf", [10**9, 10**6])
+    @pytest.mark.parametrize("prepared", [True, False])
+    def test_external_data(
+        self, external: Path, monkeypatch: pytest.MonkeyPatch, one_protobuf: int, prepared: bool
+    ) -> None:
+        """One file comes out when all fits into one, as it does here at first."""
+        monkeypatch.setattr("onnxq.graph.model.ONE_PROTOBUF", one_protobuf)
+        output = external.with_name("made.onnx")
+        settings = DataSettings(calibration=str(external.with_name("x.npz")))
+        recipe = Recipe(data=settings, verify=QUICK, keep_float=("third",))
+        job = dataclasses.replace(onnxq.make_job(None, recipe), prepare=prepared)
+        result = onnxq.run(external, job, output=output)
+        assert result.plan.count(Precision.INT8) == 2
+        written = load(output)
+        assert written.has_external_data is (one_protobuf < written.weight_bytes)
+        assert output.with_name("made.onnx.data").exists() is written.has_external_data
+        assert result.receipt.output.bytes == sum(f.stat().st_size for f in files_of(written))
+        # 18 MB of float32 became 4.5 MB of int8, beside a float matrix of 2 KB
+        assert 0.25 < result.receipt.measured.size_ratio < 0.26
+        assert result.receipt.measured.outputs["y"].sqnr_db > 25
 
     def test_without_output_nothing_is_written(self, folder: Path, recipe: Recipe) -> None:
         before = sorted(folder.rglob("*"))

@@ -72,6 +72,11 @@ def test_constant_of_the_same_name_and_value_is_shared(chain) -> None:
     np.testing.assert_array_equal(editor.finish().view().constant("w"), [1, 2, 3, 4])
 
 
+def test_node_cannot_make_a_tensor_that_is_there(chain) -> None:
+    with pytest.raises(SelfCheckError, match="'neg' would make tensor 't', which exists already"):
+        Editor(chain).add_node("Neg", ["x"], ["t"], name="neg")
+
+
 def test_output_moves_behind_a_new_node(chain) -> None:
     editor = Editor(chain)
     editor.move_output("y", "y_inner")

@@ -16,6 +16,8 @@ from onnxq.errors import ModelError, OutputError
 from onnxq.graph import (
     check_writable,
     copy_model,
+    encoded_size,
+    files_of,
     load,
     read_tensor,
     save,
@@ -23,6 +25,7 @@ from onnxq.graph import (
     sha256,
     write_bytes,
 )
+from onnxq.runtime import Session
 
 REAL = Path(__file__).resolve().parents[2] / "models" / "digits_cnn.onnx"
 CHAIN = """g (float[1,4] x) => (float[1,4] y)
@@ -127,6 +130,20 @@ def test_output_that_no_node_makes_is_refused(proto, tmp_path) -> None:
         load(write(proto, tmp_path))
 
 
+def test_output_that_is_listed_twice_is_refused(proto, tmp_path) -> None:
+    proto.graph.output.append(proto.graph.output[0])
+    with pytest.raises(ModelError, match="lists its output 'y' twice"):
+        load(write(proto, tmp_path))
+
+
+def test_input_that_nothing_makes_is_refused(proto, tmp_path, caplog) -> None:
+    proto.graph.node[1].input[0] = "nothing"
+    proto.graph.node[1].name = "relu"
+    with pytest.raises(ModelError, match=r"node 'relu' \(Relu\) reads 'nothing', which nothing"):
+        load(write(proto, tmp_path))
+    assert not caplog.records, "onnx_ir told it too"
+
+
 def test_branch_that_returns_an_outer_tensor_is_refused(tmp_path) -> None:
     """ONNX Runtime refuses it too, and onnx_ir cannot copy it."""
     proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
@@ -205,7 +222,25 @@ def large(proto, tmp_path) -> Path:
     return write(with_external(proto, "w.bin", length=4096), tmp_path)
 
 
-def test_external_data_stay_external_and_memory_mapped(large, tmp_path) -> None:
+@pytest.fixture
+def small_protobuf(monkeypatch) -> None:
+    """As if a protobuf file could hold no more than 1000 bytes."""
+    monkeypatch.setattr("onnxq.graph.model.ONE_PROTOBUF", 1000)
+
+
+def test_external_data_move_into_the_model_when_they_fit(large, tmp_path) -> None:
+    model, again = load(large), tmp_path / "again"
+    assert encoded_size(model) > 4096 > large.stat().st_size
+    again.mkdir()
+    save(model, again / "model.onnx")
+    assert [p.name for p in again.iterdir()] == ["model.onnx"]
+    assert (again / "model.onnx").stat().st_size == encoded_size(model)
+    np.testing.assert_array_equal(load(again / "model.onnx").view().constant("w"), np.arange(1024))
+    assert model.has_external_data, "the model was changed"
+
+
+@pytest.mark.usefixtures("small_protobuf")
+def test_data_beyond_one_file_are_external_and_memory_mapped(large, tmp_path) -> None:
     again = tmp_path / "again"
     again.mkdir()
     save(load(large), again / "model.onnx")
@@ -227,12 +262,87 @@ def test_small_external_data_move_into_the_model(proto, tmp_path) -> None:
     np.testing.assert_array_equal(load(again / "model.onnx").view().constant("w"), [0, 1, 2, 3])
 
 
+@pytest.mark.usefixtures("small_protobuf")
 def test_model_can_be_saved_over_its_own_external_data(large, tmp_path) -> None:
     path = tmp_path / "out.onnx"
     save(load(large), path)
     for _ in range(2):
         save(load(path), path)
         np.testing.assert_array_equal(load(path).view().constant("w"), np.arange(1024))
+
+
+def test_data_of_the_model_that_stood_there_are_removed(large, tmp_path, monkeypatch) -> None:
+    path, data = tmp_path / "out.onnx", tmp_path / "out.onnx.data"
+    with monkeypatch.context() as patch:
+        patch.setattr("onnxq.graph.model.ONE_PROTOBUF", 1000)
+        save(load(large), path)
+    assert data.is_file()
+    save(load(large), path)
+    assert not data.exists()
+    data.write_text("somebody else's")
+    save(load(large), path)
+    assert data.read_text() == "somebody else's"
+
+
+def test_data_that_are_read_at_once_may_go(large, tmp_path) -> None:
+    model = load(large, in_memory=True)
+    (tmp_path / "w.bin").unlink()
+    assert not model.has_external_data
+    np.testing.assert_array_equal(model.view().constant("w"), np.arange(1024))
+
+
+# --- external data in attributes -------------------------------------------------------------
+
+
+@pytest.fixture(params=["graph", "branch", "function"])
+def constant(request, tmp_path) -> Path:
+    """A Constant, somewhere in the model, whose value of 4 KiB lies in ``w.bin``."""
+    text = {
+        "graph": "{ w = Constant () y = Add (x, w) }",
+        "branch": """{ y = If (c) <then_branch = t () => (float[1024] a)
+            { w = Constant () a = Add (x, w) }, else_branch = e () => (float[1024] b)
+            { b = Neg (x) }> }""",
+        "function": """{ y = mine.shift (x) } <domain: "mine", opset_import: ["" : 17]>
+            shift (a) => (b) { w = Constant () b = Add (a, w) }""",
+    }[request.param]
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17, "mine" : 1]> '
+        f"g (bool c, float[1024] x) => (float[1024] y) {text}"
+    )
+    inside = {
+        "graph": lambda: proto.graph.node[0],
+        "branch": lambda: proto.graph.node[0].attribute[0].g.node[0],
+        "function": lambda: proto.functions[0].node[0],
+    }[request.param]()
+    value = TensorProto(dims=[1024], data_type=1, data_location=TensorProto.EXTERNAL)
+    for key, entry in (("location", "w.bin"), ("offset", "0"), ("length", "4096")):
+        value.external_data.add(key=key, value=entry)
+    inside.attribute.append(helper.make_attribute("value", value))
+    (tmp_path / "w.bin").write_bytes(np.arange(1024, dtype=np.float32).tobytes())
+    return write(proto, tmp_path)
+
+
+def test_external_attribute_is_the_models(constant, tmp_path) -> None:
+    model = load(constant)
+    assert model.has_external_data
+    assert files_of(model) == [constant, tmp_path / "w.bin"]
+    assert model.weight_bytes == 4096
+    feed = {"c": np.array(True), "x": np.ones(1024, np.float32)}
+    (tmp_path / "again").mkdir()
+    save(model, tmp_path / "again" / "model.onnx")
+    for one in (model, load(tmp_path / "again" / "model.onnx")):
+        np.testing.assert_array_equal(Session(one).run(feed)["y"], np.arange(1024) + 1)
+
+
+def test_external_attribute_must_be_there_and_inside(constant, tmp_path) -> None:
+    data = (tmp_path / "w.bin").rename(tmp_path / "moved.bin")
+    with pytest.raises(ModelError, match="are missing"):
+        load(constant)
+    outside = tmp_path.parent / f"{tmp_path.name}.bin"
+    data.rename(outside)
+    (tmp_path / "w.bin").symlink_to(outside)
+    with pytest.raises(ModelError, match="outside the model's folder"):
+        load(constant)
 
 
 # --- saving ----------------------------------------------------------------------------------
@@ -245,6 +355,7 @@ def test_saved_model_is_the_same(build, tmp_path) -> None:
     assert serialize(load(tmp_path / "out.onnx")) == serialize(model)
 
 
+@pytest.mark.usefixtures("small_protobuf")
 @pytest.mark.parametrize("external", [False, True])
 def test_failed_rename_leaves_nothing(build, large, tmp_path, monkeypatch, external) -> None:
     model = load(large) if external else build(CHAIN)
@@ -274,6 +385,7 @@ def test_failed_rename_keeps_the_old_model(build, tmp_path, monkeypatch) -> None
     assert path.read_bytes() == b"old"
 
 
+@pytest.mark.usefixtures("small_protobuf")
 def test_model_is_never_beside_wrong_data(large, tmp_path, monkeypatch) -> None:
     """A kill between the two renames leaves the new data without any model."""
     model = load(large)
@@ -329,7 +441,7 @@ def test_output_is_checked_before_the_work(tmp_path) -> None:
     source, taken = tmp_path / "model.onnx", tmp_path / "taken.onnx"
     source.write_bytes(b"")
     taken.write_bytes(b"")
-    with pytest.raises(OutputError, match="is the source model"):
+    with pytest.raises(OutputError, match="is one of the files that are read"):
         check_writable(tmp_path / "." / "model.onnx", [source], force=True)
     with pytest.raises(OutputError, match="exists already"):
         check_writable(taken, [source], force=False)

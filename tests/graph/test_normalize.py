@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxq.errors import ModelError
 from onnxq.graph import MINIMUM_OPSET, Model, from_text, load, name_nodes, normalize, serialize
+from onnxq.graph.opset import CHANGED_MEANING, FIRST_COMPARED
 from onnxq.runtime import Session, prepare, synthetic_feed
 
 FLOAT, HALF, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
@@ -104,6 +106,62 @@ def test_upsample_becomes_resize(opset) -> None:
     assert_same_outputs(model, raised)
 
 
+BODY = """<ir_version: 6, opset_import: ["" : OPSET]>
+g (bool c, float[2,3,4] x) => (float[2,3,4] y) {
+    [choose] y = If (c) <then_branch = t () => (float[2,3,4] p) { [plain] p = OTHER (x) },
+        else_branch = e () => (float[2,3,4] q) {
+            q = If (c) <then_branch = tt () => (float[2,3,4] r) { [deep] r = OP (x) },
+                        else_branch = ee () => (float[2,3,4] s) { s = Neg (x) }> }> }"""
+
+
+@pytest.mark.parametrize(
+    ("op", "opset"), [("Softmax", 12), ("Squeeze", 11), ("Clip", 10), ("PRelu", 6)]
+)
+def test_body_that_would_mean_something_else_is_refused(op, opset) -> None:
+    """onnx.version_converter does not look into bodies."""
+    text = BODY.replace("OPSET", str(opset)).replace("s = Neg", "s = OTHER")
+    model = from_text(text.replace("OTHER", "Softplus").replace("OP", op))
+    found = (
+        rf"node 'deep' \({op}\) inside the body of node 'choose' \(If\) would mean .* opset 13 or"
+    )
+    with pytest.raises(ModelError, match=found):
+        normalize(model)
+
+
+def test_body_that_means_the_same_is_raised() -> None:
+    text = BODY.replace("OPSET", "11").replace("OTHER", "Neg").replace("OP", "Sigmoid")
+    model = from_text(text)
+    raised = normalize(model)
+    assert raised.opset == MINIMUM_OPSET
+    assert_same_outputs(model, raised)
+
+
+def test_every_change_of_meaning_between_the_opsets_is_listed() -> None:
+    """Attributes that went or have another default, and inputs that became necessary."""
+    history: dict[str, list] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if schema.domain == "" and schema.since_version <= MINIMUM_OPSET:
+            history.setdefault(schema.name, []).append(schema)
+    found = {}
+    for op, schemas in history.items():
+        schemas.sort(key=lambda schema: schema.since_version)
+        for old, new in itertools.pairwise(schemas):
+            if new.since_version > FIRST_COMPARED and (new.deprecated or not _extends(new, old)):
+                found[op] = new.since_version
+    assert all(opset <= CHANGED_MEANING[op] for op, opset in found.items())
+    # OneHot kept its form, but negative indices, which gave rows without a 1, now count.
+    assert set(CHANGED_MEANING) - set(found) == {"OneHot"}
+
+
+def _extends(new, old) -> bool:
+    kept = all(
+        name in new.attributes and new.attributes[name].default_value == attr.default_value
+        for name, attr in old.attributes.items()
+    )
+    added = new.inputs[len(old.inputs) :]
+    return kept and all(i.option != onnx.defs.OpSchema.FormalParameterOption.Single for i in added)
+
+
 def test_new_opset_is_kept() -> None:
     model = make([node("Relu", ["x"], ["y"], name="relu")], 17)
     assert normalize(model).opset == 17
@@ -186,6 +244,25 @@ def test_float16_output_that_is_used_inside_is_widened_for_its_readers() -> None
     assert_same_outputs(model, wide)  # Neg and Relu round nothing
 
 
+def test_float16_input_that_is_an_output_too_stays() -> None:
+    model = make([node("Relu", ["x"], ["y"])], 13, kind=HALF)
+    model.ir.graph.outputs.append(model.ir.graph.inputs[0])
+    wide = normalize(model)
+    assert [s.dtype for s in wide.view().outputs] == ["float16", "float16"]
+    assert_same_outputs(model, wide)
+
+
+def test_float16_edges_do_not_take_existing_names() -> None:
+    nodes = [
+        node("Relu", ["x"], ["x_float32"], name="x_float32_Cast"),
+        node("Neg", ["x_float32"], ["y"], name="y_Cast"),
+    ]
+    model = make(nodes, 13, kind=HALF)
+    wide = normalize(model)
+    assert {"x_float32_Cast", "y_Cast"} <= {n.name for n in wide.view().nodes if n.op != "Cast"}
+    assert_same_outputs(model, wide)
+
+
 def test_float16_passed_through_stays() -> None:
     model = make([node("Identity", ["x"], ["y"])], 13, kind=HALF)
     assert_same_outputs(model, normalize(model))
@@ -242,6 +319,14 @@ def test_prepare_keeps_node_names(build) -> None:
         <float[4,3] w = seeded, float[3] b = {1, 2, 3}>
         { [dense] t = MatMul (x, w) [bias] u = Add (t, b) [act] y = Relu (u) }""")
     assert [n.name for n in prepare(model).view().nodes] == ["dense", "act"]
+
+
+def test_custom_operator_inside_a_function_is_named(build) -> None:
+    model = build("""<ir_version: 8, opset_import: ["" : 17, "mine" : 1, "acme" : 1]>
+        g (float[4] x) => (float[4] y) { y = mine.f (x) }
+        <domain: "mine", opset_import: ["acme" : 1]> f (a) => (b) { [odd] b = acme.Magic (a) }""")
+    with pytest.raises(ModelError, match=r"node 'odd' .* acme::Magic"):
+        prepare(model)
 
 
 def test_custom_operator_is_named(build) -> None:

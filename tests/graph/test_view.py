@@ -40,7 +40,6 @@ def test_producers_and_uses() -> None:
     assert view.uses("y") == []
     assert view.uses("no such tensor") == []
     assert view.output_names == {"y"}
-    assert view.input_names == {"x"}
 
 
 def test_omitted_inputs_and_outputs_have_no_uses() -> None:
@@ -74,6 +73,12 @@ def test_made_up_name_does_not_take_an_existing_one() -> None:
     assert names[1] == "Relu_0"
     assert len(set(names)) == 2
     assert set(view.by_name) == set(names)
+
+
+def test_made_up_name_that_is_taken_gets_a_number() -> None:
+    view = from_text(f"""{HEAD} g (float[1,4] x) => (float[1,4] y)
+        {{ [Neg_1] a = Relu (x) b = Neg (a) [Neg_1_1] y = Relu (b) }}""").view()
+    assert [n.name for n in view.nodes] == ["Neg_1", "Neg_1_2", "Neg_1_1"]
 
 
 def test_initializer_that_is_an_input_is_no_constant() -> None:

@@ -24,8 +24,6 @@ from onnxq.runtime import prepare
 FOLDER = os.environ.get("ONNXQ_MODELS", "")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="ONNXQ_MODELS names no folder of models")
 MODELS = sorted(Path(FOLDER).glob("*.onnx")) if FOLDER else []
-# Batches of images: eight hold enough samples. Single samples: as many as the sweep takes.
-FEW_FEEDS = 8
 
 
 def _load_sweep():
@@ -54,11 +52,9 @@ def recipe(model, modules, tmp_path):
         return sweep.make_recipe(None, None, tmp_path, seconds=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        calibration, test = (sweep.load_feeds(module, split) for split in ("calib", "test"))
-    single = next(iter(calibration[0].values())).shape[0] == 1
-    counts = (sweep.CALIBRATION_FEEDS, sweep.TEST_FEEDS) if single else (FEW_FEEDS, FEW_FEEDS)
-    feeds = map(sweep.spread, (calibration, test), counts)
-    return sweep.make_recipe(*feeds, tmp_path, seconds=0)
+        calibration = sweep.calibration_feeds(module)
+        test = sweep.spread(sweep.load_feeds(module, "test"), sweep.TEST_FEEDS)
+    return sweep.make_recipe(calibration, test, tmp_path, seconds=0)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
@@ -73,7 +69,7 @@ def test_model_is_valid_and_owes_nothing(model, recipe, tmp_path, capfd):
     finally:
         said = capfd.readouterr()
         assert said.out + said.err == ""
-    worst = min((o.sqnr_db for o in result.receipt.measured.outputs.values()), default=None)
+    worst = sweep.worst_db(result.receipt.measured)
     outcome = sweep.NOTHING if result.plan.empty else sweep.QUANTIZED
     row = sweep.judge(sweep.Row(model.stem, outcome, sqnr_db=worst))
     assert not row.owes, row

@@ -34,6 +34,15 @@ def test_operators_inside_branches_count() -> None:
         refuse_quantized(model)
 
 
+def test_operators_inside_functions_count() -> None:
+    model = from_text("""<ir_version: 8, opset_import: ["" : 17, "mine" : 1]>
+        g (uint8[2] x, float s) => (float[2] y) { y = mine.wide (x, s) }
+        <domain: "mine", opset_import: ["" : 17]>
+        wide (a, b) => (c) { c = DequantizeLinear (a, b) }""")
+    with pytest.raises(AlreadyQuantizedError, match="1 DequantizeLinear"):
+        refuse_quantized(model)
+
+
 def test_own_output_is_refused_by_name(build, quantize) -> None:
     made = quantize(
         build("""g (float[1,2,4,4] x) => (float y) <float[2,2,1,1] w = seeded>

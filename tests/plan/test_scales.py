@@ -164,6 +164,21 @@ def test_bias_fits_into_int32(plan, bias, per_channel) -> None:
         assert found.tensors["w"].scale[-1] > ordinary[-1]
 
 
+def test_product_of_scales_is_a_float32(plan) -> None:
+    """Inputs and weights so small that s_x * s_w would round to 0 as a float32."""
+    text = CONV.replace("{1, -2, 0.25, 0.5}", "{1e-37, -2e-37, 1e-38, 0}").replace("BIAS", "0")
+    found = plan(text, ranges(x=(-1e-7, 1e-7)))
+    step = np.array(found.tensors["w"].scale, np.float32) * np.float32(found.tensors["x"].scale[0])
+    assert np.all(step >= np.finfo(np.float32).tiny)
+
+
+def test_bias_beyond_every_scale_keeps_the_node_float(plan) -> None:
+    """1e10 / (2^29 * 1.2e-38) times 127 is more than a float32 can be."""
+    found = plan(CONV.replace("BIAS", "1e10"), ranges(x=(-1e-37, 1e-37)))
+    assert found.nodes[0].reason.code == "bias-too-large"
+    assert found.empty
+
+
 def test_nodes_that_disagree_on_the_axis_share_one_scale(plan) -> None:
     """One matrix, used once as it is and once transposed: its channels are two different axes."""
     text = """g (float[2,4] x) => (float y, float z) <float[4,4] w = seeded>

@@ -12,6 +12,7 @@ from onnxq.rewrite.check import check
 NET = """g (float[1,2,4,4] x) => (float[1,2,4,4] y)
 <float[2,2,1,1] w = {0.9, -2, 0.25, 0.5}, float[2] b = {0.5, -1}>
 { [conv] c = Conv (x, w, b) [relu] y = Relu (c) }"""
+RAW = {"y_float": "y"}  # the output's pair has its name
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def spoil(model, name: str, change):
 
 
 def test_own_output_passes(made) -> None:
-    check(made.source, made.model, made.plan)
+    check(made.source, made.model, made.plan, RAW)
 
 
 @pytest.mark.parametrize(
@@ -44,13 +45,13 @@ def test_own_output_passes(made) -> None:
 def test_constant_off_by_more_than_half_a_step_is_seen(made, name, change) -> None:
     """By one step, or by a scale that takes the largest values, 127 steps, further than that."""
     with pytest.raises(SelfCheckError, match=r"node 'conv': constant input . is off"):
-        check(made.source, spoil(made.model, name, change), made.plan)
+        check(made.source, spoil(made.model, name, change), made.plan, RAW)
 
 
 @pytest.mark.parametrize("name", ["x_scale", "x_zero_point", "y_scale"])
 def test_activation_parameter_that_is_not_the_plans_is_seen(made, name) -> None:
     with pytest.raises(SelfCheckError, match="has other parameters than"):
-        check(made.source, spoil(made.model, name, lambda value: value * 2 + 1), made.plan)
+        check(made.source, spoil(made.model, name, lambda value: value * 2 + 1), made.plan, RAW)
 
 
 def test_changed_node_is_seen(made) -> None:
@@ -58,7 +59,7 @@ def test_changed_node_is_seen(made) -> None:
     (relu,) = (n for n in other.ir.graph if n.name == "relu")
     relu.op_type = "Neg"
     with pytest.raises(SelfCheckError, match="node 'relu': Relu became Neg; this is a bug"):
-        check(made.source, other, made.plan)
+        check(made.source, other, made.plan, RAW)
 
 
 def test_rewrite_checks_its_output(made, monkeypatch) -> None:

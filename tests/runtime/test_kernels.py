@@ -107,7 +107,9 @@ def float_nodes(view: GraphView) -> list[str]:
     """
     found = [n.op for n in view.nodes if n.op in ("Conv", "FusedConv", "Gemm", "MatMul")]
     for node in view.nodes:
-        if node.op == "QuantizeLinear" and node.inputs[0] not in view.input_names:
+        if node.op == "QuantizeLinear" and node.inputs[0] not in {
+            spec.name for spec in view.inputs
+        }:
             found.append(f"QuantizeLinear of {node.inputs[0]}")
         if node.op == "DequantizeLinear" and node.outputs[0] not in view.output_names:
             found.append(f"DequantizeLinear of {node.inputs[0]}")

@@ -28,8 +28,8 @@ EVERYTHING = replace(
     samples=100,
     metric=MetricFacts("top1", 0.90, 0.89, 100),
     latency=LatencyFacts(
-        source_ms=3.0, output_ms=1.0, ratio=3.0, ratio_prepared=2.0, spread=0.05, rounds=9,
-        batch=8, threads=1, provider="CPUExecutionProvider",
+        source_ms=3.0, output_ms=1.0, ratio=3.0, ratio_prepared=2.0, spread=0.05,
+        noise=0.01, rounds=9, batch=8, threads=1, provider="CPUExecutionProvider",
     ),
     int8_coverage=Coverage(10, 9, (Reason("runs-as-float", "runs as Conv on float", "head"),)),
 )  # fmt: skip

@@ -10,7 +10,9 @@ import pytest
 
 from onnxq.errors import DataError, UsageError
 from onnxq.verify import load_metric
-from onnxq.verify.metric import scores_output
+from onnxq.verify.compare import Comparison, scores_outputs
+from onnxq.verify.judge import Judging
+from onnxq.verify.metric import MetricChoice
 
 SCORES = np.array([[0.1, 0.9], [0.8, 0.2], [0.6, 0.4]], np.float32)
 LABELS = np.array([1, 0, 1])
@@ -32,23 +34,44 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
 
+X = np.zeros((3, 8), np.float32)
+
+
+def judged(outputs: dict[str, np.ndarray], labels: np.ndarray, judge: str | None = None) -> Judging:
+    judging = Judging(MetricChoice(), judge)
+    judging.update({"x": X}, labels, outputs, outputs)
+    return judging
+
+
 class TestTop1:
     def test_share_of_hits(self) -> None:
-        metric = load_metric("top1", allow_code=False)()
+        metric = load_metric("top1", allow_code=False).make("y")
         metric.update({"y": SCORES}, LABELS)
         assert metric.result() == 2 / 3
         metric.update({"y": SCORES[:1]}, LABELS[:1])
         assert metric.result() == 3 / 4
 
     def test_makes_a_new_one_each_time(self) -> None:
-        make = load_metric("top1", allow_code=False)
-        make().update({"y": SCORES}, LABELS)
-        assert make().result() == 0
+        choice = load_metric("top1", allow_code=False)
+        choice.make("y").update({"y": SCORES}, LABELS)
+        assert choice.make("y").result() == 0
 
     def test_skips_what_is_no_score(self) -> None:
-        metric = load_metric("top1", allow_code=False)()
-        metric.update({"features": np.ones((3, 4, 4), np.float32), "y": SCORES}, LABELS)
-        assert metric.result() == 2 / 3
+        features = np.ones((3, 4, 4), np.float32)
+        facts = judged({"features": features, "y": SCORES}, LABELS).facts(3)
+        assert (facts.source, facts.output, facts.judged) == (2 / 3, 2 / 3, "y")
+
+    def test_several_outputs_that_look_like_scores(self) -> None:
+        outputs = {"embedding": SCORES[:, ::-1], "logits": SCORES}
+        first = judged(outputs, LABELS)
+        assert first.facts(3).judged == "embedding"
+        assert "taken of 'embedding', the first of 2" in first.notes[0]
+        named = judged(outputs, LABELS, "logits")
+        assert (named.facts(3).judged, named.facts(3).source, named.notes) == ("logits", 2 / 3, ())
+
+    def test_output_that_is_not_there(self) -> None:
+        with pytest.raises(UsageError, match=r"no output 'logit' to judge; known: 'logits'"):
+            judged({"logits": SCORES}, LABELS, "logit")
 
     @pytest.mark.parametrize(
         ("outputs", "labels"),
@@ -60,23 +83,26 @@ class TestTop1:
         ],
         ids=["no row of scores", "labels of rank 2", "too few labels", "no output"],
     )
-    def test_unusable(self, outputs: dict[str, np.ndarray], labels: np.ndarray) -> None:
-        metric = load_metric("top1", allow_code=False)()
-        with pytest.raises(DataError, match=r"'top1' needs .* --metric module:function"):
-            metric.update(outputs, labels)
+    def test_unusable_labels_are_told_and_the_run_goes_on(
+        self, outputs: dict[str, np.ndarray], labels: np.ndarray
+    ) -> None:
+        judging = judged(outputs, labels)
+        assert judging.facts(3) is None
+        assert "'top1' needs" in judging.notes[0]
+        assert "--metric module:function" in judging.notes[0]
 
 
 @pytest.mark.usefixtures("code")
 class TestFunction:
     def test_gets_all_batches_at_once(self) -> None:
-        metric = load_metric("metrics_of_mine:count", allow_code=True)()
+        metric = load_metric("metrics_of_mine:count", allow_code=True).make(None)
         metric.update({"y": SCORES}, LABELS)
         metric.update({"y": SCORES[:2]}, LABELS[:2])
         assert metric.result() == 5
 
     @pytest.mark.parametrize(("width", "as_list"), [(2, 0), (3, 1)])
     def test_shapes_that_differ_stay_a_list(self, width: int, as_list: int) -> None:
-        metric = load_metric("metrics_of_mine:kind", allow_code=True)()
+        metric = load_metric("metrics_of_mine:kind", allow_code=True).make(None)
         metric.update({"y": SCORES}, LABELS)
         metric.update({"y": np.ones((3, width), np.float32)}, LABELS)
         assert metric.result() == as_list
@@ -90,7 +116,7 @@ class TestFunction:
         ],
     )
     def test_failure(self, name: str, words: str) -> None:
-        metric = load_metric(f"metrics_of_mine:{name}", allow_code=True)()
+        metric = load_metric(f"metrics_of_mine:{name}", allow_code=True).make(None)
         metric.update({"y": SCORES}, LABELS)
         with pytest.raises(DataError, match=f"'metrics_of_mine:{name}' {words}"):
             metric.result()
@@ -98,7 +124,7 @@ class TestFunction:
     @pytest.mark.parametrize(
         ("name", "words"),
         [
-            ("top5", "unknown metric 'top5'; use 'top1' or 'module:function'"),
+            ("top5", "unknown metric 'top5'; use 'top1', 'module:function'"),
             (":count", "unknown metric ':count'"),
         ],
     )
@@ -122,8 +148,8 @@ class TestFunction:
     def test_file_beside_the_recipe(self, tmp_path: Path) -> None:
         (tmp_path / "beside").mkdir()
         (tmp_path / "beside/seven.py").write_text("def seven(outputs, labels): return 7\n")
-        make = load_metric("seven.py:seven", allow_code=True, base=tmp_path / "beside")
-        metric = make()
+        choice = load_metric("seven.py:seven", allow_code=True, base=tmp_path / "beside")
+        metric = choice.make(None)
         metric.update({"y": SCORES}, LABELS)
         assert metric.result() == 7
 
@@ -132,26 +158,49 @@ class TestFunction:
             load_metric("metrics_broken:f", allow_code=False)  # would fail when it is imported
 
 
-X = np.zeros((3, 8), np.float32)
-
-
 @pytest.mark.parametrize(
     ("outputs", "found"),
     [
-        ({"y": SCORES}, "y"),
-        ({"embedding": np.ones((3, 2, 2), np.float32), "y": SCORES}, "y"),
-        ({"first": SCORES, "second": SCORES}, "first"),
-        ({"ids": np.ones((3, 2), np.int64), "y": SCORES}, "y"),
-        ({"y": SCORES.astype(np.float16)}, "y"),
-        ({"y": np.ones((3, 1), np.float32)}, None),
-        ({"y": np.ones(3, np.float32)}, None),
-        ({"y": np.ones((3, 8), np.float32)}, None),
-        ({}, None),
+        ({"y": SCORES}, ["y"]),
+        ({"embedding": np.ones((3, 2, 2), np.float32), "y": SCORES}, ["y"]),
+        ({"first": SCORES, "second": SCORES}, ["first", "second"]),
+        ({"ids": np.ones((3, 2), np.int64), "y": SCORES}, ["y"]),
+        ({"y": SCORES.astype(np.float16)}, ["y"]),
+        ({"y": np.ones((3, 1), np.float32)}, []),
+        ({"y": np.ones(3, np.float32)}, []),
+        ({"y": np.ones((3, 8), np.float32)}, []),
+        ({}, []),
     ],
     ids=[
-        "rows", "not of rank 3", "the first", "not integers", "float16", "one column", "rank 1",
+        "rows", "not of rank 3", "several", "not integers", "float16", "one column", "rank 1",
         "a reconstruction", "none",
     ],
 )  # fmt: skip
-def test_scores_output(outputs: dict[str, np.ndarray], found: str | None) -> None:
-    assert scores_output(outputs, {"x": X}) == found
+def test_scores_outputs(outputs: dict[str, np.ndarray], found: list[str]) -> None:
+    assert scores_outputs(outputs, {"x": X}) == found
+
+
+class TestComparison:
+    def compared(self, expected: np.ndarray, found: np.ndarray) -> Comparison:
+        comparison = Comparison()
+        comparison.add({"x": X}, {"y": expected}, {"y": found})
+        return comparison
+
+    def test_integers_are_compared_entry_by_entry(self) -> None:
+        facts = self.compared(np.arange(4), np.array([0, 1, 2, 9])).facts()["y"]
+        assert (facts.equal, facts.sqnr_db) == (0.75, None)
+
+    def test_empty_output_is_not_called_identical(self) -> None:
+        none = np.zeros((0, 5), np.float32)
+        comparison = self.compared(none, none)
+        assert comparison.facts()["y"].sqnr_db is None
+        assert "was empty for every sample" in comparison.notes()[0]
+
+    def test_sizes_that_depend_on_the_values(self) -> None:
+        comparison = self.compared(np.ones((7, 2), np.float32), np.ones((9, 2), np.float32))
+        assert comparison.facts()["y"].sqnr_db == -200
+        assert "another shape than in float" in comparison.notes()[0]
+
+    def test_nan_of_the_float_model_is_told(self) -> None:
+        comparison = self.compared(np.full(3, np.nan, np.float32), np.zeros(3, np.float32))
+        assert comparison.notes() == ("the float model itself gives NaN in output 'y'",)
