@@ -308,7 +308,7 @@ def draft(model: str | Path | Model, job: Job) -> Draft:
     calibration, test, data_notes = _open_readers(recipe, job, inputs)
     notes += data_notes
     samples = calibration or test
-    feed = next(samples.batches(recipe.data.batch_size)).feed if samples else None
+    feed = next(samples.batches(1)).feed if samples else None  # one is enough to compare with
     prepared = prepare(source, feed) if job.prepare else source
     if prepared.opset < MINIMUM_OPSET:
         raise ModelError(

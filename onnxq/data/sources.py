@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -173,7 +174,7 @@ def memory_source(arrays: Feed, inputs: Sequence[TensorSpec], where: str) -> Arr
     return ArraySource(columns, digest, inputs, where)
 
 
-class FeedFolder:
+class FeedFolder(ABC):
     """Files, or folders, that hold one whole feed each; they are never batched.
 
     Args:
@@ -192,9 +193,9 @@ class FeedFolder:
         """Whether the first feed holds labels."""
         return pop_labels(self.load(self._items[0]), self._inputs) is not None
 
+    @abstractmethod
     def load(self, item: Path) -> Feed:
         """Read one feed, labels included."""
-        raise NotImplementedError
 
     def files(self, item: Path) -> list[Path]:
         """The files that one feed is made of."""

@@ -216,7 +216,7 @@ def test_quantized_model(
 DATA_CASES = {
     "missing": ("missing.npz", ("missing.npz", "no such file or folder", "FILE.npz")),
     "wrong name": ("wrong_name.npz", ("no input 'imagge'", "did you mean 'image'?")),
-    "wrong shape": ("wrong_shape.npz", ("'image'", "[N, 1, 4, 4]", "[8, 1, 4, 5]", "reshape")),
+    "wrong shape": ("wrong_shape.npz", ("'image'", "[N, 1, 4, 4]", "[1, 1, 4, 5]", "reshape")),
     "wrong type": ("wrong_dtype.npz", ("'image'", "float32", "float64", ".astype")),
     "NaN": ("nan.npz", ("nan.npz", "'image' holds NaN in sample 7", "leave out that sample")),
     "Inf": ("inf.npz", ("inf.npz", "'image' holds Inf in sample 7", "leave out that sample")),
