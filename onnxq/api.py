@@ -249,7 +249,7 @@ def run(
     path = Path(output) if output is not None else None
     if path is not None:
         targets = [path, receipt_path(path)]
-        targets += [data_path(path)] if source.has_external_data else []
+        targets += [] if source.fits_one_file else [data_path(path)]
         for target in targets:
             check_writable(target, [*files_of(source), *_read_files(job)], force=force)
     named = job.metric_from

@@ -31,11 +31,13 @@ def test_normalises_nchw_images_along_axis_1(layout):
     nchw = NHWC.transpose(0, 3, 1, 2)
     out = Preprocess(scale=1 / 255, mean=MEAN, std=STD, layout=layout).apply(nchw)
     want = expected(NHWC) if layout else expected(NHWC).transpose(0, 3, 1, 2)
+    # as above
     np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6)
 
 
 def test_images_that_stay_nhwc_are_normalised_along_their_last_axis():
     out = Preprocess(scale=1 / 255, mean=MEAN, std=STD).apply(NHWC)
+    # as above
     np.testing.assert_allclose(out, expected(NHWC), rtol=1e-5, atol=1e-6)
 
 
