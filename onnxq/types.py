@@ -40,6 +40,27 @@ class QType(StrEnum):
         return int(np.iinfo(self.value).max)
 
 
+class Grid(msgspec.Struct, frozen=True):
+    """The integers that a range is divided into, whatever type stores them.
+
+    Attributes:
+        bits: Width of the stored integers, 2 to 16.
+        symmetric: Whether the zero point is the middle, so that both ends lie equally far from 0.
+    """
+
+    bits: int = 8
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 16:
+            raise ValueError(f"a grid of {self.bits} bits; 2 to 16 are possible")
+
+    @property
+    def steps(self) -> int:
+        """Steps from the lower to the upper end; of a symmetric grid, from 0 to one end."""
+        return int(2 ** (self.bits - 1) - 1) if self.symmetric else int(2**self.bits - 1)
+
+
 class Precision(StrEnum):
     """How a node computes."""
 

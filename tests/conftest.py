@@ -13,7 +13,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxq.graph import Model, from_text, name_nodes
 from onnxq.ops import Census, classify
-from onnxq.plan import QuantPlan, Recipe, make_plan
+from onnxq.plan import QuantPlan, Recipe, make_plan, tensors_to_observe
 from onnxq.rewrite import rewrite
 from onnxq.runtime import TappedSession, default_target, synthetic_feed
 from onnxq.targets import get_target
@@ -62,8 +62,15 @@ def build_model(text: str) -> Model:
 
 def measure_ranges(model: Model, tensors: tuple[str, ...], feed: Feed) -> dict[str, TensorRange]:
     """The ranges of tensors on one feed."""
-    found = TappedSession(model, tensors, sample=False).read(feed) if tensors else ()
-    return {r.tensor: TensorRange(r.min, r.max, r.min, r.max) for r in found}
+    found = TappedSession(model, tensors).read(feed) if tensors else {}
+    ends = {t: (float(v.min()), float(v.max())) for t, v in found.items() if v.size}
+    return {t: TensorRange(lo, hi, lo, hi) for t, (lo, hi) in ends.items()}
+
+
+def observed_tensors(model: Model, census: Census, recipe: Recipe | None = None) -> tuple[str, ...]:
+    """The tensors that a plan may quantize."""
+    recipe = recipe or Recipe()
+    return tensors_to_observe(model.view(), census, recipe.keep_float, recipe.keep_float_op)
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,9 @@ def quantize_model(source: Model, recipe: Recipe | None = None) -> Quantized:
     target = get_target("cpu-x86")
     census = classify(source.view(), target)
     feed = synthetic_feed(source.view().inputs)
-    ranges = measure_ranges(source, census.taps(), feed)
-    plan = make_plan(source.view(), census, ranges, recipe or Recipe(), target)
+    recipe = recipe or Recipe()
+    ranges = measure_ranges(source, observed_tensors(source, census, recipe), feed)
+    plan = make_plan(source.view(), census, ranges, recipe, target)
     return Quantized(source, census, plan, rewrite(source, plan), feed)
 
 

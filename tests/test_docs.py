@@ -1,6 +1,8 @@
 """What the documentation says can be done can be done."""
 
+import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +34,35 @@ def test_example_data_function_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         main, ["quantize", "models/digits_cnn.onnx", "--data", data, "--dry-run"]
     )
     assert done.exit_code == 0, done.output
+
+
+def test_example_observer_chooses_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    monkeypatch.chdir(tmp_path)
+    observer = f"{ROOT / 'examples/my_observer.py'}:PowerOfTwo"
+    data = ["--data", "models/digits_calibration.npz"]
+    done = CliRunner().invoke(
+        main, ["calibrate", "models/digits_cnn.onnx", *data, "--calibrator", observer, "-o", "r",
+               "--json"]
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["tensors"]["logits"]["hi"] == 8
+
+
+def test_commands_of_the_calibration_page_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those on shipped files, one after the other."""
+    for folder in ("models", "examples"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/calibration.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^onnxq (.+(?:models/|digits\.).+)$", text, re.MULTILINE)
+    assert len(lines) >= 4
+    for line in lines:
+        force = ["--force"] if line.startswith("quantize") else []
+        done = CliRunner().invoke(main, [*shlex.split(line), *force])
+        assert done.exit_code == 0, (line, done.output)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

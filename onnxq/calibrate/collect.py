@@ -1,91 +1,196 @@
-"""``calibrate``: the only pass over the data."""
+"""The pass over the data: samples run through a tapped session, and watches look on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import msgspec
+import numpy as np
 
-from onnxq.calibrate.observers import Observer, Tap
-from onnxq.data import Reader
-from onnxq.errors import DataError
-from onnxq.graph import Model
+from onnxq.calibrate.observers import Tap
+from onnxq.calibrate.registry import ObserverSpec
+from onnxq.calibrate.sample import by_sample, join_taps, take_tap
+from onnxq.calibrate.watch import Watch
+from onnxq.graph import GraphView, Model, deserialize, load
 from onnxq.runtime import TappedSession
-from onnxq.types import TensorRange
+from onnxq.types import Array, Feed
 
-Progress = Callable[[int, int], None]
+# Runs whose taps are joined before observers see them: larger arrays cost less by the value.
+_JOINED = 8
+
+Watches = dict[str, Watch]
+Names = tuple[int, ...]
+Feeds = Iterable[tuple[Feed, Names]]
 
 
-class Ranges(msgspec.Struct, frozen=True):
-    """What calibration observed.
+@dataclass(frozen=True)
+class Setup:
+    """What it takes to calibrate, but for the samples: the same for every worker.
 
     Attributes:
-        samples: How many samples were seen.
-        tensors: The range of every tapped tensor; one that was empty all the time is missing.
-        schema: Version of this structure.
+        taps: Names of the float32 tensors to observe.
+        by_row: Those whose first axis has one entry per sample.
+        observer: The observer of every tensor.
+        base: Folder that a ``file.py`` of the observer starts from.
+        exact: Whether observers see every value.
+        state: Input by output that is fed back.
+        threads: Threads inside an operator.
     """
 
-    samples: int
-    tensors: dict[str, TensorRange]
-    schema: int = 1
+    taps: tuple[str, ...]
+    by_row: frozenset[str]
+    observer: ObserverSpec
+    base: Path | None = None
+    exact: bool = False
+    state: Mapping[str, str] | None = None
+    threads: int = 1
+
+    @classmethod
+    def of(
+        cls,
+        view: GraphView,
+        taps: Sequence[str],
+        observer: ObserverSpec,
+        *,
+        base: Path | None = None,
+        exact: bool = False,
+        state: Mapping[str, str] | None = None,
+        threads: int = 1,
+    ) -> Setup:
+        """The setup for a graph: a tensor goes by row when its first axis is that of an input."""
+        axes = {spec.shape[0] for spec in view.inputs if spec.shape} - {None}
+        by_row = frozenset(tap for tap in taps if (view.shape(tap) or (None,))[0] in axes)
+        return cls(tuple(taps), by_row, observer, base, exact, state, threads)
+
+    def watches(self) -> Watches:
+        """A watch for every tensor, which has seen nothing."""
+        factory = self.observer.factory(self.base)
+        return {tensor: Watch(factory) for tensor in self.taps}
+
+    def open(self, model: Model) -> TappedSession:
+        """A session with all taps."""
+        return TappedSession(model, self.taps, state=self.state, threads=self.threads)
 
 
-def calibrate(
-    model: Model,
-    taps: Sequence[str],
-    reader: Reader,
-    observer: Callable[[], Observer],
-    *,
-    batch_size: int = 8,
-    threads: int = 1,
-    progress: Progress | None = None,
-) -> Ranges:
-    """Show every tapped tensor of every sample to an observer of its own.
+@dataclass(frozen=True)
+class Portion:
+    """Some neighbouring samples.
 
-    Memory holds one batch and one observer per tensor, whatever the number of samples.
+    Attributes:
+        stream: Names the data.
+        first: Number of the first sample.
+        feeds: What the session takes, and what messages call the samples of each.
+    """
 
-    Args:
-        model: The prepared float model.
-        taps: Names of the float32 tensors to observe.
-        reader: The samples.
-        observer: Makes an observer.
-        batch_size: Samples per run.
-        threads: Threads inside an operator.
-        progress: Called after every batch with (samples seen, samples in all).
+    stream: str
+    first: int
+    feeds: Feeds
 
-    Returns:
-        The ranges that the observers chose.
+
+def watch_portion(session: TappedSession, setup: Setup, portion: Portion) -> Watches:
+    """Run a portion of the samples; a sequence of states begins anew with it.
 
     Raises:
-        DataError: The data are unusable, or a tensor holds NaN; the message names it.
+        DataError: A tensor holds NaN; the message names it and the sample.
         RuntimeFailure: ONNX Runtime fails on a feed.
     """
-    if not taps:
-        return Ranges(0, {})
-    observers = {tensor: observer() for tensor in taps}
-    wants_values = any(o.wants_values for o in observers.values())
-    session = TappedSession(model, taps, sample=wants_values, threads=threads)
-    held: set[str] = set()  # tensors that had elements
-    seen = 0
-    for batch in reader.batches(batch_size):
-        for reading in session.read(batch.feed):
-            if reading.empty:
-                continue
-            held.add(reading.tensor)
-            tap = Tap(reading.min, reading.max, reading.values, seen=1)
-            _observe(observers[reading.tensor], tap, reading.tensor, seen, seen + batch.count)
-        seen += batch.count
-        if progress is not None:
-            progress(seen, reader.size)
-    return Ranges(seen, {tensor: o.range() for tensor, o in observers.items() if tensor in held})
+    watches = setup.watches()
+    waiting: dict[str, list[Tap]] = {}
+    first = portion.first
+    sample = any(getattr(w.observer, "wants_values", True) for w in watches.values())
+    with closing(_readings(session.sequence(), portion.feeds)) as readings:
+        for number, (found, names) in enumerate(readings):
+            for tensor in setup.taps:
+                values = found.pop(tensor).astype(np.float32, copy=False)
+                rows = _rows(values, len(names)) if tensor in setup.by_row else 1
+                tap, ordinary = take_tap(
+                    tensor, values, portion.stream, first, rows, sample=sample, exact=setup.exact,
+                    names=names if rows == len(names) else names * rows,
+                )  # fmt: skip
+                watches[tensor].finite &= ordinary
+                if tap is not None:
+                    tap = by_sample(tap, rows) if rows > len(names) == 1 else tap
+                    waiting.setdefault(tensor, []).append(tap)
+                del values  # the next run needs its room
+            if setup.exact or number % _JOINED == _JOINED - 1:
+                _show(waiting, watches)
+            first += len(names)
+    _show(waiting, watches)
+    return watches
 
 
-def _observe(observer: Observer, tap: Tap, tensor: str, first: int, end: int) -> None:
-    try:
-        observer.observe(tap)
-    except DataError as error:
-        where = f"sample {first}" if end - first == 1 else f"samples {first} to {end - 1}"
-        raise DataError(
-            f"tensor '{tensor}' became NaN at {where}",
-            "the float model itself computes NaN there: check the model and this input",
-        ) from error
+def _rows(values: Array, samples: int) -> int:
+    """Rows that can be told apart: one per sample, or those of a feed that is one sample."""
+    if not values.ndim or samples not in (1, len(values)):
+        return 1
+    return max(1, len(values))
+
+
+def _show(waiting: dict[str, list[Tap]], watches: Watches) -> None:
+    for tensor, taps in waiting.items():
+        watches[tensor].observe(join_taps(taps))
+    waiting.clear()
+
+
+def _readings(
+    session: TappedSession, feeds: Feeds
+) -> Generator[tuple[dict[str, Array], Names], None, None]:
+    """Run feeds, one ahead: the session computes the next while the caller looks at the last."""
+    with ThreadPoolExecutor(1, "onnxq-calibrate") as ahead:
+        pending: tuple[Future[dict[str, Array]], Names] | None = None
+        for feed, names in feeds:
+            following = ahead.submit(session.read, feed), names
+            if pending is not None:
+                yield pending[0].result(), pending[1]
+            pending = following
+        if pending is not None:
+            yield pending[0].result(), pending[1]
+
+
+@dataclass(frozen=True)
+class Errand:
+    """A portion for a worker, with everything that it needs; it can be pickled.
+
+    Attributes:
+        key: Names the run: a worker keeps the session of the last one.
+        model: Path of the prepared model, or its bytes where workers do not share a disk; None for
+            workers that should know it already.
+        setup: How to calibrate.
+        portion: What to calibrate with.
+    """
+
+    key: str
+    model: str | bytes | None
+    setup: Setup
+    portion: Portion
+
+
+# The session of the last run that this process worked for, by its key.
+_sessions: dict[str, TappedSession] = {}
+
+
+def run_errand(errand: Errand) -> dict[str, dict[str, Any]] | None:
+    """Run a portion in this process.
+
+    Returns:
+        The state of every watch, by tensor; None when the errand lacks a model that is not known.
+
+    Raises:
+        DataError: A tensor holds NaN.
+        RuntimeFailure: ONNX Runtime fails.
+    """
+    session = _sessions.get(errand.key)
+    if session is None:
+        source = errand.model
+        if source is None:
+            return None
+        model = deserialize(source) if isinstance(source, bytes) else load(source)
+        session = errand.setup.open(model)
+        _sessions.clear()
+        _sessions[errand.key] = session
+    watches = watch_portion(session, errand.setup, errand.portion)
+    return {tensor: watch.state() for tensor, watch in watches.items()}

@@ -1,126 +1,150 @@
 """What is remembered of a tensor while data run through the model.
 
-An observer's state depends only on the values it was shown: not on how they were cut into batches,
+An observer's state depends only on the samples it was shown: not on how they were cut into batches,
 not on their order, and not on which of several merged observers saw them. Its size is fixed.
 """
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
 from typing import ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.errors import DataError, UsageError
-from onnxq.types import TensorRange
+from onnxq.calibrate.choose import Ends, entropy_ends, mse_ends, percentile_ends, sigma_ends
+from onnxq.calibrate.histogram import Histogram
+from onnxq.errors import UsageError
+from onnxq.types import Grid
 
-# Beyond it a value is a mask, such as the -3.4e38 that attention adds, and not a signal.
-_HUGE = 1e30
+Float32 = NDArray[np.float32]
 
 
-@dataclass
-class Tap:
-    """What leaves the session for one tensor and one batch.
+@dataclass(frozen=True)
+class Stratum:
+    """Some values of a tensor, each of which stands for as many as its weight.
 
     Attributes:
-        min: Smallest value of the tensor.
-        max: Largest value of the tensor.
-        values: A bounded sample of its values, float32 of shape ``(n,)``; may be empty.
-        seen: How many elements the tensor had; with 0, nothing else counts.
+        values: float32 of shape ``(n,)``.
+        weight: How many values of the tensor each of these stands for.
     """
 
-    min: float
-    max: float
-    values: NDArray[np.float32]
-    seen: int
+    values: Float32
+    weight: int = 1
+
+
+@dataclass(frozen=True)
+class Tap:
+    """What one run shows of one tensor. Infinities and masks (beyond 1e30) are left out.
+
+    Attributes:
+        stream: Names the data that the samples belong to.
+        first: Number of the first sample in that stream.
+        lows: Smallest value of each sample, float32 of shape ``(samples,)``.
+        highs: Largest value of each sample, shaped like ``lows``.
+        strata: Values of the tensor; none when no observer wants values.
+        numbers: Number of each sample where they do not follow each other; else empty.
+    """
+
+    stream: str
+    first: int
+    lows: Float32
+    highs: Float32
+    strata: tuple[Stratum, ...] = ()
+    numbers: tuple[int, ...] = ()
+
+    @property
+    def samples(self) -> Sequence[int]:
+        """Number of each sample in the stream."""
+        return self.numbers or range(self.first, self.first + len(self.lows))
 
 
 class Observer(Protocol):
-    """A mergeable summary of all that a tensor held."""
+    """A mergeable summary of all that a tensor held.
 
-    wants_values: ClassVar[bool]
-    """Whether the observer needs a sample of the values, or only the ends."""
+    Its state is its attributes: numbers, strings, booleans, lists and dictionaries of these, and
+    NumPy arrays. They are written into files and sent between processes, so that what a new
+    observer of the same class starts with tells their types. It is made with the options of the
+    recipe as keyword arguments. An observer that needs only ``lows`` and ``highs`` may say
+    ``wants_values = False``, which makes the run a little faster.
+    """
 
     def observe(self, tap: Tap) -> None:
-        """Take one batch in.
-
-        Raises:
-            DataError: The batch holds a NaN.
-        """
+        """Take some samples in."""
 
     def merge(self, other: Self) -> None:
         """Fold in what another observer has seen."""
 
-    def range(self) -> TensorRange:
-        """Tell the range to quantize for.
-
-        A tensor that held nothing but infinities and masks has the range ``[0, 0]``, not finite.
-
-        Raises:
-            DataError: No value was observed.
-        """
+    def range(self, grid: Grid) -> Ends:
+        """Tell ``(lo, hi)``, the range to quantize for; at least one sample was observed."""
 
 
-@dataclass
 class MinMaxObserver:
-    """The smallest and the largest finite value.
+    """The smallest and the largest value.
 
-    Infinities and masks (beyond 1e30) are left out and only noted. Where one of them stands at an
-    end of a batch, the ordinary values of the sample stand in for that end.
+    Attributes:
+        min: Smallest value; infinity when none was seen.
+        max: Largest value; minus infinity when none was seen.
     """
 
     wants_values: ClassVar[bool] = False
 
-    _min: float = field(default=math.inf, init=False)
-    _max: float = field(default=-math.inf, init=False)
-    _finite: bool = field(default=True, init=False)
+    def __init__(self) -> None:
+        self.min = math.inf
+        self.max = -math.inf
+
+    @property
+    def ends(self) -> Ends:
+        """The exact ends."""
+        return self.min, self.max
 
     def observe(self, tap: Tap) -> None:
-        """Take one batch in.
-
-        Raises:
-            DataError: The batch holds a NaN.
-        """
-        if tap.seen == 0:
-            return
-        known = np.concatenate(([tap.min, tap.max], tap.values), dtype=np.float64)
-        if np.isnan(known).any():
-            raise DataError("the values hold NaN")
-        ordinary = _ordinary(known)
-        self._min = min(self._min, float(ordinary.min(initial=math.inf)))
-        self._max = max(self._max, float(ordinary.max(initial=-math.inf)))
-        self._finite &= len(ordinary) == len(known)
+        """Take some samples in."""
+        # 0 is added because -0.0 + 0.0 is 0.0: which of the two equals is kept depends on the order
+        self.min = min(self.min, float(tap.lows.min()) + 0.0)
+        self.max = max(self.max, float(tap.highs.max()) + 0.0)
 
     def merge(self, other: Self) -> None:
         """Fold in what another observer has seen."""
-        self._min = min(self._min, other._min)
-        self._max = max(self._max, other._max)
-        self._finite &= other._finite
+        self.min = min(self.min, other.min)
+        self.max = max(self.max, other.max)
 
-    def range(self) -> TensorRange:
-        """Tell the smallest and the largest finite value as the range.
-
-        Raises:
-            DataError: No value was observed.
-        """
-        if self._min <= self._max:
-            return TensorRange(self._min, self._max, self._min, self._max, self._finite)
-        if self._finite:
-            raise DataError("no value was observed")
-        return TensorRange(0.0, 0.0, 0.0, 0.0, finite=False)
+    def range(self, grid: Grid) -> Ends:
+        """The exact ends."""
+        del grid
+        return self.ends
 
 
-class PercentileObserver:
-    """A range that leaves out the same small share of the sampled values at both ends.
+class HistogramObserver(MinMaxObserver):
+    """The ends, and a histogram of the values. By itself its range is that of the ends.
 
-    Percentiles follow the linear definition (type 7 of Hyndman and Fan, "Sample Quantiles in
-    Statistical Packages", 1996, NumPy's default), within one bin width of the histogram, and never
-    reach beyond the exact smallest and largest value.
+    Attributes:
+        histogram: Counts of the values.
+    """
+
+    wants_values: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.histogram = Histogram()
+
+    def observe(self, tap: Tap) -> None:
+        """Take some samples in."""
+        super().observe(tap)
+        for stratum in tap.strata:
+            self.histogram.add(stratum.values, stratum.weight)
+
+    def merge(self, other: Self) -> None:
+        """Fold in what another observer has seen."""
+        super().merge(other)
+        self.histogram.merge(other.histogram)
+
+
+class PercentileObserver(HistogramObserver):
+    """A range that leaves out the same small share of the values at both ends.
 
     Args:
         percentile: Upper percentile, above 50 and up to 100, which means the exact ends; the lower
@@ -130,164 +154,199 @@ class PercentileObserver:
         UsageError: The percentile is outside of its bounds.
     """
 
-    wants_values: ClassVar[bool] = True
-
     def __init__(self, percentile: float = 99.99) -> None:
         if not 50 < percentile <= 100:
             raise UsageError(f"percentile {percentile} is not above 50 and up to 100")
+        super().__init__()
         self.percentile = percentile
-        self._ends = MinMaxObserver()
-        self._histogram = Histogram()
-
-    def observe(self, tap: Tap) -> None:
-        """Take one batch in.
-
-        Raises:
-            DataError: The batch holds a NaN.
-        """
-        self._ends.observe(tap)
-        if tap.seen:
-            self._histogram.add(_ordinary(tap.values.astype(np.float64)))
 
     def merge(self, other: Self) -> None:
         """Fold in what another observer has seen.
 
         Raises:
-            ValueError: The other observes another percentile.
+            ValueError: The other is of another percentile.
         """
         if self.percentile != other.percentile:
-            raise ValueError(f"cannot merge percentiles {self.percentile} and {other.percentile}")
-        self._ends.merge(other._ends)
-        self._histogram.merge(other._histogram)
+            raise ValueError(
+                f"cannot merge percentiles {self.percentile:g} and {other.percentile:g}"
+            )
+        super().merge(other)
 
-    def range(self) -> TensorRange:
-        """Tell the range between the two percentiles; without a sample, the exact ends.
-
-        Raises:
-            DataError: No value was observed.
-        """
-        ends = self._ends.range()
-        if self.percentile == 100 or self._histogram.total == 0:
-            return ends
-        lo, hi = (
-            min(max(self._histogram.percentile(p), ends.min), ends.max)
-            for p in (100 - self.percentile, self.percentile)
-        )
-        return TensorRange(lo, hi, ends.min, ends.max, ends.finite)
+    def range(self, grid: Grid) -> Ends:
+        """The two percentiles (``choose.percentile_ends``)."""
+        del grid
+        if self.percentile == 100:
+            return self.ends
+        return percentile_ends(self.histogram, self.ends, self.percentile)
 
 
-class Histogram:
-    """Counts in equal bins over ``[-2^k, 2^k)``, for the least ``k`` with all ``|v| < 2^k``.
+class MseObserver(HistogramObserver):
+    """The range whose quantization has the least mean squared error (``choose.mse_ends``)."""
 
-    Bins are aligned at 0 and their width is a power of two, so that a bin of the next coarser
-    histogram is a pair of this one's: widening is exact, and what is counted does not depend on
-    the order or on the grouping of the values.
-
-    Attributes:
-        counts: How many values fell into each bin, int64 of shape ``(BINS,)``.
-        exponent: The ``k`` above.
-        total: How many values were counted.
-    """
-
-    BINS: ClassVar[int] = 2**14
-
-    # The least positive float32 value is 2^-149, so that only 0 lies inside.
-    _LEAST_EXPONENT: ClassVar[int] = -149
-
-    def __init__(self) -> None:
-        self.counts: NDArray[np.int64] = np.zeros(self.BINS, np.int64)
-        self.exponent = self._LEAST_EXPONENT
-
-    @property
-    def total(self) -> int:
-        """How many values were counted."""
-        return int(self.counts.sum())
-
-    @property
-    def width(self) -> float:
-        """Width of a bin."""
-        return math.ldexp(2.0 / self.BINS, self.exponent)
-
-    def add(self, values: NDArray[np.float64]) -> None:
-        """Count values, float64 of shape ``(n,)``, all of them finite."""
-        absmax = float(np.abs(values).max(initial=0.0))
-        if absmax > 0:
-            self._widen(math.frexp(absmax)[1])
-        bins = np.floor(values / self.width).astype(np.int64) + self.BINS // 2
-        self.counts += np.bincount(bins, minlength=self.BINS)
-
-    def merge(self, other: Histogram) -> None:
-        """Add the counts of another histogram."""
-        self._widen(other.exponent)
-        self.counts += _coarser(other.counts, self.exponent - other.exponent)
-
-    def percentile(self, percent: float) -> float:
-        """Estimate a percentile, within one bin width; the histogram must not be empty."""
-        position = percent / 100 * (self.total - 1)
-        below = math.floor(position)
-        fraction = position - below
-        low = self._order_statistic(below)
-        high = self._order_statistic(min(below + 1, self.total - 1))
-        return low + fraction * (high - low)
-
-    def _order_statistic(self, rank: int) -> float:
-        """Estimate the value of a rank from 0, as if each bin held its values evenly spaced."""
-        up_to = np.cumsum(self.counts)
-        index = int(np.searchsorted(up_to, rank, side="right"))
-        count = int(self.counts[index])
-        into = (rank - (int(up_to[index]) - count) + 0.5) / count
-        return (index - self.BINS // 2 + into) * self.width
-
-    def _widen(self, exponent: int) -> None:
-        """Make the interval at least ``[-2^exponent, 2^exponent)``."""
-        if exponent > self.exponent:
-            self.counts = _coarser(self.counts, exponent - self.exponent)
-            self.exponent = exponent
+    def range(self, grid: Grid) -> Ends:
+        """The range of the least error."""
+        return mse_ends(self.histogram, self.ends, grid)
 
 
-def make_observer(name: str, **options: float) -> Observer:
-    """Make an observer by its name.
+class EntropyObserver(HistogramObserver):
+    """The range of the least Kullback-Leibler divergence (``choose.entropy_ends``)."""
+
+    def range(self, grid: Grid) -> Ends:
+        """The range of the least divergence."""
+        return entropy_ends(self.histogram, self.ends, grid)
+
+
+class SigmaObserver(HistogramObserver):
+    """The mean and so many standard deviations to both sides, within the exact ends.
 
     Args:
-        name: ``minmax`` or ``percentile``.
-        options: Options of that observer, such as ``percentile=99.9``.
-
-    Returns:
-        A new observer that has seen nothing.
+        sigmas: How many deviations, above 0. At 8 bits some 4 suit a normal distribution, and
+            some 7 a Laplace distribution.
 
     Raises:
-        UsageError: The name, an option or its value is not known.
+        UsageError: It is not above 0.
     """
-    if name not in _OBSERVERS:
-        close = difflib.get_close_matches(name, _OBSERVERS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else ""
-        raise UsageError(f"unknown observer {name!r}, known are {', '.join(_OBSERVERS)}", hint)
-    kind = _OBSERVERS[name]
-    known = inspect.signature(kind).parameters
-    for option in options:
-        if option not in known:
-            takes = ", ".join(known) or "none"
-            raise UsageError(f"observer {name!r} has no option {option!r}, its options: {takes}")
-    return kind(**options)
+
+    def __init__(self, sigmas: float = 6.0) -> None:
+        if not 0 < sigmas < math.inf:
+            raise UsageError(f"sigmas {sigmas} is not a number above 0")
+        super().__init__()
+        self.sigmas = sigmas
+
+    def merge(self, other: Self) -> None:
+        """Fold in what another observer has seen.
+
+        Raises:
+            ValueError: The other is of another number of deviations.
+        """
+        if self.sigmas != other.sigmas:
+            raise ValueError(f"cannot merge {self.sigmas:g} and {other.sigmas:g} deviations")
+        super().merge(other)
+
+    def range(self, grid: Grid) -> Ends:
+        """Mean and deviations (``choose.sigma_ends``)."""
+        del grid
+        return sigma_ends(self.histogram, self.ends, self.sigmas)
 
 
-_OBSERVERS: dict[str, Callable[..., Observer]] = {
-    "minmax": MinMaxObserver,
-    "percentile": PercentileObserver,
-}
+@dataclass(frozen=True)
+class _Run:
+    """What ``2^level`` neighbouring samples do to an average: ``keep * average + sum``.
+
+    Attributes:
+        keep: What is left of the average before.
+        weight: What the samples add to an average of ones; a start in the middle weighs less.
+        lo: What they add to the average of the smallest values.
+        hi: What they add to the average of the largest values.
+    """
+
+    keep: float = 1.0
+    weight: float = 0.0
+    lo: float = 0.0
+    hi: float = 0.0
+
+    def then(self, later: _Run) -> _Run:
+        keep = later.keep
+        return _Run(
+            self.keep * keep,
+            self.weight * keep + later.weight,
+            self.lo * keep + later.lo,
+            self.hi * keep + later.hi,
+        )
 
 
-def _ordinary(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Leave out infinities and masks."""
-    return values[np.abs(values) <= _HUGE]
+@dataclass
+class _Averages:
+    """The averages over a stream of samples, as a binary counter over their numbers.
+
+    Neighbours join when their numbers differ in the last bit, and so do pairs of pairs: however the
+    samples arrive, the same sums are made, and a whole stream of n samples takes log2(n) entries.
+
+    Attributes:
+        runs: ``[keep, weight, lo, hi]`` by ``level/number``.
+    """
+
+    runs: dict[str, list[float]]
+
+    def add(self, level: int, number: int, run: _Run) -> None:
+        while (other := self.runs.pop(f"{level}/{number ^ 1}", None)) is not None:
+            pair = (_Run(*other), run) if number % 2 else (run, _Run(*other))
+            run = pair[0].then(pair[1])
+            level, number = level + 1, number // 2
+        self.runs[f"{level}/{number}"] = [run.keep, run.weight, run.lo, run.hi]
+
+    def items(self) -> list[tuple[int, int, _Run]]:
+        found = []
+        for key, run in self.runs.items():
+            level, _, number = key.partition("/")
+            found.append((int(level), int(number), _Run(*run)))
+        return sorted(found, key=lambda item: item[1] << item[0])
+
+    def total(self) -> tuple[_Run, int]:
+        """Everything in the order of the samples, and how many samples that is."""
+        items = self.items()
+        whole = reduce(_Run.then, (run for _, _, run in items), _Run())
+        return whole, sum(1 << level for level, _, _ in items)
 
 
-def _coarser(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
-    """Double the bin width so many times, by adding neighbouring pairs."""
-    half = len(counts) // 2
-    # Once everything is in the two bins around 0, it stays there.
-    for _ in range(min(doublings, half.bit_length() - 1)):
-        paired = np.zeros_like(counts)
-        paired[half // 2 : half // 2 + half] = counts.reshape(half, 2).sum(axis=1)
-        counts = paired
-    return counts
+class MovingAverageObserver(MinMaxObserver):
+    """Exponential moving averages of each sample's smallest and largest value.
+
+    As in Jacob et al., "Quantization and Training of Neural Networks for Efficient
+    Integer-Arithmetic-Only Inference" (2018), section 3.1, by sample and not by batch, so that the
+    batch size does not matter. Samples count in the order of their numbers, and streams in that of
+    their names, whatever the order in which they arrive.
+
+    Args:
+        momentum: What an average keeps at each sample, from 0 up to 1.
+        warmup: The first samples of each stream, which make a plain mean to start with; 1 or more.
+
+    Raises:
+        UsageError: An argument is outside of its bounds.
+    """
+
+    def __init__(self, momentum: float = 0.95, warmup: int = 8) -> None:
+        if not 0 <= momentum < 1:
+            raise UsageError(f"momentum {momentum} is not from 0 up to 1")
+        if warmup < 1:
+            raise UsageError(f"a warm-up of {warmup} samples", "use 1 or more")
+        super().__init__()
+        self.momentum, self.warmup = momentum, int(warmup)
+        self.streams: dict[str, dict[str, list[float]]] = {}
+
+    def observe(self, tap: Tap) -> None:
+        """Take some samples in."""
+        super().observe(tap)
+        averages = _Averages(self.streams.setdefault(tap.stream, {}))
+        for number, lo, hi in zip(tap.samples, tap.lows.tolist(), tap.highs.tolist(), strict=True):
+            keep, take = self.momentum, 1 - self.momentum
+            if number < self.warmup:
+                keep, take = 1.0, 1 / self.warmup
+            averages.add(0, number, _Run(keep, take, take * lo + 0.0, take * hi + 0.0))
+
+    def merge(self, other: Self) -> None:
+        """Fold in what another observer has seen.
+
+        Raises:
+            ValueError: The other averages in another way.
+        """
+        if (self.momentum, self.warmup) != (other.momentum, other.warmup):
+            raise ValueError("cannot merge moving averages of another momentum or warm-up")
+        super().merge(other)
+        for stream, runs in other.streams.items():
+            averages = _Averages(self.streams.setdefault(stream, {}))
+            for level, number, run in _Averages(runs).items():
+                averages.add(level, number, run)
+
+    def range(self, grid: Grid) -> Ends:
+        """The averages after the last sample; a stream counts as its samples do."""
+        del grid
+        lo = hi = 0.0
+        seen = 0
+        for _, runs in sorted(self.streams.items()):
+            whole, samples = _Averages(runs).total()
+            seen += samples
+            lo += samples / seen * (whole.lo / whole.weight - lo)
+            hi += samples / seen * (whole.hi / whole.weight - hi)
+        # the averages of equal values may differ from them in the last bit
+        return min(max(lo, self.min), self.max), max(min(hi, self.max), self.min)

@@ -13,6 +13,7 @@ from onnxq.errors import OnnxqError
 # Name and one line of help; the module of a command is imported when it is called.
 COMMANDS = {
     "quantize": "Make a model int8, and measure what came out.",
+    "calibrate": "Observe the activations of a model, and save what was seen.",
     "inspect": "Show every node, and whether it can run as int8.",
 }
 # What shells say of a program that Ctrl-C ended: 128 + SIGINT. Click says 1: a missed budget here.
@@ -20,6 +21,7 @@ INTERRUPTED = 130
 EPILOG = """\b
 Examples:
   onnxq quantize model.onnx --data samples.npz
+  onnxq calibrate model.onnx --data samples.npz --show
   onnxq inspect model.onnx
 """
 

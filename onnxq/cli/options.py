@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace as with_fields
 
-from onnxq.api import Job, make_job, with_data, with_metric, with_test_data
+from onnxq.api import (
+    Job,
+    load_ranges,
+    make_job,
+    with_data,
+    with_metric,
+    with_observer,
+    with_test_data,
+)
+from onnxq.calibrate import Calibration, Workers, connect
+from onnxq.errors import UsageError
 from onnxq.plan import Recipe
 
 
@@ -22,6 +35,7 @@ class Overrides:
     target: str | None = None
     calibrator: str | None = None
     per_tensor: bool = False
+    exact: bool = False
     keep_float: tuple[str, ...] = ()
     keep_float_op: tuple[str, ...] = ()
     metric: str | None = None
@@ -41,9 +55,40 @@ def job_of(model: Path, overrides: Overrides) -> Job:
         job = with_data(job, overrides.data)
     if overrides.test_data is not None:
         job = with_test_data(job, overrides.test_data)
+    if overrides.calibrator is not None:
+        job = with_observer(job, overrides.calibrator)
     if overrides.metric is not None:
         job = with_metric(job, overrides.metric)
     return replace(job, recipe=_merge(job.recipe, overrides))
+
+
+def ranges_of(path: Path, job: Job) -> Calibration:
+    """The ranges in a file; their observer may be Python code that the job names itself.
+
+    Raises:
+        DataError: The file cannot be read, or holds something else.
+        UsageError: Its observer is Python code that was not named.
+    """
+    named = job.observer_from
+    code = job.recipe.calibration.method if named.allow_code else ""
+    return load_ranges(path, code=code, base=named.base)
+
+
+@contextmanager
+def workers_of(options: Mapping[str, Any]) -> Iterator[Workers]:
+    """The workers that ``--jobs`` and ``--cluster`` name.
+
+    Raises:
+        UsageError: Both are given.
+        RuntimeFailure: Dask is not installed, or its scheduler cannot be reached.
+    """
+    if options["cluster"] is None:
+        yield Workers(options["jobs"])
+        return
+    if options["jobs"] > 1:
+        raise UsageError("--jobs are processes here, --cluster are workers elsewhere: give one")
+    with connect(options["cluster"]) as workers:
+        yield workers
 
 
 def _merge(recipe: Recipe, said: Overrides) -> Recipe:
@@ -57,8 +102,8 @@ def _merge(recipe: Recipe, said: Overrides) -> Recipe:
         data=with_fields(recipe.data, batch_size=said.batch_size or recipe.data.batch_size),
         calibration=with_fields(
             recipe.calibration,
-            method=said.calibrator or recipe.calibration.method,
             samples=said.samples or recipe.calibration.samples,
+            exact=said.exact or recipe.calibration.exact,
         ),
         verify=with_fields(recipe.verify, threads=said.threads or recipe.verify.threads),
     )

@@ -11,7 +11,8 @@ import click
 from rich.console import Console
 
 from onnxq.api import draft, receipt_path, run
-from onnxq.cli.options import Overrides, job_of
+from onnxq.calibrate import OBSERVERS
+from onnxq.cli.options import Overrides, job_of, ranges_of, workers_of
 from onnxq.cli.progress import StageBars
 from onnxq.data import FORMS
 from onnxq.report import plan_table, receipt_view
@@ -21,6 +22,7 @@ EPILOG = """\b
 Examples:
   onnxq quantize model.onnx --data samples.npz
   onnxq quantize model.onnx --data train.npz --test-data test.npz --keep-float 'head.*'
+  onnxq quantize model.onnx --ranges model.ranges.json --calibrator entropy
   onnxq quantize model.onnx --recipe model.onnxq.toml --json > receipt.json
 """
 
@@ -35,9 +37,13 @@ Examples:
 )
 @click.option("--precision", type=click.Choice(["int8", "int8-weights"]), help="What to make.")
 @click.option("--target", type=click.Choice(list(TARGETS)), help="Provider; else this machine's.")
+@click.option("--calibrator", metavar="NAME", help=f"{', '.join(OBSERVERS)}, or module:Class.")
+@click.option("--exact", is_flag=True, help="Count every value, not a sample of large tensors.")
 @click.option(
-    "--calibrator", type=click.Choice(["minmax", "percentile"]), help="How ranges are chosen."
+    "--ranges", type=click.Path(path_type=Path), help="Ranges by `onnxq calibrate`, not new ones."
 )
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
+@click.option("--cluster", metavar="ADDRESS", help="A Dask scheduler, such as tcp://host:8786.")
 @click.option("--per-tensor", is_flag=True, help="One scale per weight, not one per channel.")
 @click.option("--keep-float", metavar="GLOB", multiple=True, help="Nodes that stay float.")
 @click.option("--keep-float-op", metavar="OP", multiple=True, help="Operators that stay float.")
@@ -63,9 +69,13 @@ def quantize(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands
     output = options["output"] or model.parent / f"{model.stem}.int8.onnx"
     said = {name: options[name] for name in Overrides.__dataclass_fields__}
     silent = options["quiet"] or options["as_json"]
-    with StageBars(quiet=silent) as bars:
+    with StageBars(quiet=silent) as bars, workers_of(options) as workers:
+        job = job_of(model, Overrides(**said))
+        ranges = options["ranges"]
         job = replace(
-            job_of(model, Overrides(**said)),
+            job,
+            ranges=ranges_of(ranges, job) if ranges is not None else None,
+            workers=workers,
             seed=options["seed"],
             prepare=not options["no_prepare"],
             progress=bars,

@@ -1,7 +1,8 @@
-"""Calibration and test data: one reader for files, folders, Python functions and data sets."""
+"""Calibration and test data: one reader for files, folders, Python objects and data sets."""
 
 from onnxq.data.code import find_function, parse_code, user_code
 from onnxq.data.datasets import load_dataset
+from onnxq.data.objects import Data, FeedItem
 from onnxq.data.preprocess import Preprocess
 from onnxq.data.reader import Batch, Reader
 from onnxq.data.resolve import FORMS, open_data
@@ -9,6 +10,8 @@ from onnxq.data.resolve import FORMS, open_data
 __all__ = [
     "FORMS",
     "Batch",
+    "Data",
+    "FeedItem",
     "Preprocess",
     "Reader",
     "find_function",

@@ -9,7 +9,6 @@ the binary one is taken.
 from __future__ import annotations
 
 import gzip
-import importlib
 import math
 import os
 import tarfile
@@ -17,11 +16,11 @@ import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxq.data.extras import import_extra
 from onnxq.data.npz import Npz
 from onnxq.errors import DataError
 from onnxq.types import Array, Feed
@@ -80,7 +79,7 @@ def load_dataset(name: str, split: str) -> tuple[Array, NDArray[np.int64]]:
 
 
 def _digits(split: str) -> tuple[Array, NDArray[np.int64]]:
-    digits = _optional("sklearn.datasets", _INSTALL).load_digits()
+    digits = import_extra("sklearn.datasets", "this data set", _INSTALL).load_digits()
     order = np.random.default_rng(0).permutation(len(digits.images))
     rows = order[:_DIGITS_TRAIN] if split == "train" else order[_DIGITS_TRAIN:]
     images = (digits.images[rows] / 16.0).astype(np.float32)
@@ -91,22 +90,13 @@ def _folder() -> Path:
     if named := os.environ.get("ONNXQ_DATA"):
         return Path(named)
     advice = f"{_INSTALL}, or set ONNXQ_DATA to a folder with mnist.npz and cifar10.npz"
-    return Path(_optional("pooch", advice).os_cache("onnxq"))
-
-
-def _optional(module: str, advice: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise DataError(
-            f"this data set needs {module}, which cannot be imported", advice
-        ) from error
+    return Path(import_extra("pooch", "this data set", advice).os_cache("onnxq"))
 
 
 def _download(name: str, path: Path) -> None:
     """Download the official files, convert them to ``path`` and delete them."""
     advice = f"set ONNXQ_DATA to a folder that holds {path.name}"
-    pooch = _optional("pooch", f"{_INSTALL}, or {advice}")
+    pooch = import_extra("pooch", "this data set", f"{_INSTALL}, or {advice}")
     convert: Callable[[Mapping[str, Path]], Feed] = _CONVERT[name]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.lib import format as npy
@@ -62,6 +62,27 @@ class MemoryColumn:
     def take(self, rows: Rows) -> Array:
         """Copy rows."""
         return self._array[rows]
+
+
+class MappedColumn:
+    """A column that is an ``.npy`` file: only the rows asked for are read from the disk.
+
+    Args:
+        path: The file. Its header is checked against its size here.
+        name: Name of the model's input that it is for.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._path, self._name = path, name
+        with _reading(path):
+            self._array = _map(path)
+        self.shape = self._array.shape
+
+    def take(self, rows: Rows) -> Array:
+        """Read rows."""
+        with _reading(self._path, self._name):
+            part = self._array[rows]
+            return np.ascontiguousarray(part, part.dtype.newbyteorder("="))
 
 
 class StreamColumn:
@@ -144,6 +165,19 @@ def read_npy(path: Path) -> Array:
     """Read an ``.npy`` file."""
     with _reading(path), path.open("rb") as file:
         return _body(file, *_header(file))
+
+
+def _map(path: Path) -> Array:
+    with path.open("rb") as file:
+        shape, fortran, dtype = _header(file)
+        start, size = file.tell(), dtype.itemsize * math.prod(shape)
+        there = file.seek(0, 2) - start
+    if there < size:  # read beyond its end, a mapped file would kill the process
+        raise EOFError(f"it ends after {there} of {size} bytes")
+    if not size:  # nothing cannot be mapped
+        return np.empty(shape, dtype)
+    order: Literal["F", "C"] = "F" if fortran else "C"
+    return np.asarray(np.memmap(path, dtype, "r", start, shape, order))
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

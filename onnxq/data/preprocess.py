@@ -23,12 +23,19 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     It is applied to the array of every float32 input of the model; arrays of other inputs are fed
     as they are. A model that needs more than that takes ``module:function`` data.
 
+    The images of a folder become such an array, N,H,W,C, by ``resize``, ``crop`` and ``channels``,
+    which are for nothing else. For a uint8 input they get ``add_channel`` and ``layout`` too.
+
     Attributes:
         scale: Factor, such as 1/255.
         mean: Subtracted after scaling: one value, or one per channel.
         std: Divisor after subtracting: one value, or one per channel.
         layout: Change of layout, done last.
         add_channel: Turn N,H,W into N,1,H,W, done first.
+        resize: Images: length of the shorter side, or height and width.
+        crop: Images: side of the square, or height and width, that is cut out of the centre.
+        interpolation: Images: how `resize` computes pixels; all but nearest are antialiased.
+        channels: Images: order of the colours.
     """
 
     scale: float | None = None
@@ -36,6 +43,10 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     std: tuple[float, ...] | None = None
     layout: Literal["NHWC->NCHW", "NCHW->NHWC"] | None = None
     add_channel: bool = False
+    resize: int | tuple[int, int] | None = None
+    crop: int | tuple[int, int] | None = None
+    interpolation: Literal["bilinear", "nearest", "bicubic", "lanczos"] = "bilinear"
+    channels: Literal["RGB", "BGR"] = "RGB"
 
     def __post_init__(self) -> None:
         numbers = (self.scale, *(self.mean or ()), *(self.std or ()))
@@ -45,6 +56,18 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("mean and std need at least one value, and std none that is zero")
         if self.add_channel and self.layout == "NHWC->NCHW":
             raise ValueError('add_channel makes N,1,H,W already: leave out layout "NHWC->NCHW"')
+        for size in (self.resize, self.crop):
+            if size is not None and min(size if isinstance(size, tuple) else (size,)) < 1:
+                raise ValueError("resize and crop take sizes of 1 or more")
+        if self.interpolation != "bilinear" and self.resize is None:
+            raise ValueError("interpolation is how resize computes pixels, but resize is not set")
+
+    @property
+    def for_images(self) -> list[str]:
+        """The keys that are set and that only images have a use for."""
+        keys = ("resize", "crop", "interpolation", "channels")
+        fields = {field.name: field for field in msgspec.structs.fields(self)}
+        return [key for key in keys if getattr(self, key) != fields[key].default]
 
     def apply(self, array: Array, where: str = "the array") -> Float32:
         """Preprocess one array.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from onnxq.data.npz import Rows
@@ -25,11 +26,14 @@ class Batch:
         labels: What the outputs should say, one entry per sample; None when not known.
         count: Number of samples: rows of an array source; for whole feeds the number of
             labels, 1 without labels.
+        numbers: Which samples of the source these are: one number per row, or one for a whole
+            feed.
     """
 
     feed: Feed
     labels: Array | None
     count: int
+    numbers: Rows
 
 
 class Reader:
@@ -41,8 +45,9 @@ class Reader:
         spec: What the user named; for messages.
         source: Where samples come from.
         inputs: The model's inputs.
-        preprocess: What is done to the arrays of float32 inputs.
+        preprocess: What is done to the arrays of float32 inputs that are not optional.
         rows: Ascending indices of the samples to read; all when None.
+        optional: Names of inputs that a feed may leave out.
         shared: Set by `split`.
 
     Attributes:
@@ -59,10 +64,12 @@ class Reader:
         preprocess: Preprocess | None = None,
         rows: Rows | None = None,
         *,
+        optional: Collection[str] = (),
         shared: bool = False,
     ) -> None:
         self.spec = spec
         self.shared = shared
+        self._optional = optional
         self._source, self._inputs, self._preprocess = source, inputs, preprocess
         self._rows = rows
 
@@ -110,18 +117,18 @@ class Reader:
             yield batch
 
     def _checked(self, raw: Raw) -> Batch:
-        check_names(raw.feed, self._inputs, raw.where)
+        check_names(raw.feed, self._inputs, raw.where, self._optional)
         feed = dict(raw.feed)
         if self._preprocess is not None:
             for spec in self._inputs:
-                if spec.dtype == "float32":
+                if spec.dtype == "float32" and spec.name not in self._optional:
                     where = f"{raw.where}: input '{spec.name}'"
                     feed[spec.name] = self._preprocess.apply(feed[spec.name], where)
-        check_feed(feed, self._inputs, raw.where, raw.samples)
+        check_feed(feed, self._inputs, raw.where, raw.samples, self._optional)
         if raw.labels is None:
-            return Batch(feed, None, len(raw.samples))
+            return Batch(feed, None, len(raw.samples), raw.samples)
         check_labels(feed, raw.labels, raw.where)
-        return Batch(feed, raw.labels, len(raw.labels))
+        return Batch(feed, raw.labels, len(raw.labels), raw.samples)
 
     def select(self, indices: Iterable[int]) -> Reader:
         """The samples at ``indices`` of this reader, in this reader's order, each once."""
@@ -170,15 +177,30 @@ class Reader:
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of the raw content and of which samples are read.
 
-        For one ``.npz`` file read whole it is the SHA-256 of the file.
+        For one ``.npz`` or ``.npy`` file read whole it is the SHA-256 of the file.
         """
         whole = self._source.digest()
         if self._rows is None:
             return whole
         return hashlib.sha256(f"{whole} {self._rows.tolist()}".encode()).hexdigest()
 
+    def identity(self) -> str:
+        """The digest, and how the content is preprocessed: the same, the same feeds."""
+        if self._preprocess is None:
+            return self.digest()
+        settings = msgspec.json.encode(self._preprocess)
+        return hashlib.sha256(self.digest().encode() + settings).hexdigest()
+
     def _part(self, rows: Rows | None, *, shared: bool = False) -> Reader:
-        return Reader(self.spec, self._source, self._inputs, self._preprocess, rows, shared=shared)
+        return Reader(
+            self.spec,
+            self._source,
+            self._inputs,
+            self._preprocess,
+            rows,
+            optional=self._optional,
+            shared=shared,
+        )
 
     def _check_count(self, n: int) -> None:
         if n < 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,16 @@ from typing import Protocol
 
 import numpy as np
 
-from onnxq.data.npz import Column, MemoryColumn, Npz, Rows, read_npy, read_npz
-from onnxq.data.validate import check_names, quoted
+from onnxq.data.npz import (
+    Column,
+    MappedColumn,
+    MemoryColumn,
+    Npz,
+    Rows,
+    read_npy,
+    read_npz,
+)
+from onnxq.data.validate import check_names, only_input, quoted
 from onnxq.errors import DataError, UnusableError
 from onnxq.types import Array, Feed, TensorSpec
 
@@ -63,6 +71,29 @@ class Source(Protocol):
         """SHA-256 of the content, in hexadecimal."""
 
 
+def entries_of(folder: Path) -> list[Path]:
+    """What a folder holds, hidden entries left out, in natural order.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        return sorted((path for path in folder.iterdir() if path.name[0] != "."), key=_natural)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error})") from error
+
+
+def _natural(path: Path) -> tuple[list[tuple[int, int | str]], str]:
+    """Sort key that puts item_2 before item_10."""
+    parts = re.findall(r"\d+|\D+", path.name)
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts], path.name
+
+
+def required_inputs(inputs: Sequence[TensorSpec], optional: Collection[str]) -> list[TensorSpec]:
+    """The inputs that every feed must hold."""
+    return [spec for spec in inputs if spec.name not in optional]
+
+
 def pop_labels(feed: Feed, inputs: Sequence[TensorSpec]) -> Array | None:
     """Take the labels out of a feed, unless the model has an input of that name."""
     if LABELS not in feed or any(spec.name == LABELS for spec in inputs):
@@ -87,6 +118,7 @@ class ArraySource:
         digest: Computes the digest of the arrays.
         inputs: The model's inputs.
         where: What messages call the source.
+        optional: Names of inputs that may be left out.
     """
 
     def __init__(
@@ -95,12 +127,14 @@ class ArraySource:
         digest: Callable[[], str],
         inputs: Sequence[TensorSpec],
         where: str,
+        optional: Collection[str] = (),
     ) -> None:
         self._open, self.digest, self._where = open_columns, digest, where
         with open_columns() as columns:
             shapes = {name: column.shape for name, column in columns.items()}
         self.has_labels = LABELS in shapes and all(spec.name != LABELS for spec in inputs)
-        check_names([n for n in shapes if not (n == LABELS and self.has_labels)], inputs, where)
+        names = [name for name in shapes if not (name == LABELS and self.has_labels)]
+        check_names(names, inputs, where, optional)
         for name, shape in shapes.items():
             if not shape:
                 raise DataError(f"{where}: array '{name}' has no axis of samples", _AS_FEEDS)
@@ -109,7 +143,7 @@ class ArraySource:
             told = ", ".join(f"'{name}' {count}" for name, count in counts.items())
             raise DataError(f"{where}: the arrays differ in their samples: {told}", _AS_FEEDS)
         self.size = next(iter(counts.values()), 0)
-        self._fixed = _fixed_batch(inputs, where)
+        self._fixed = _fixed_batch(required_inputs(inputs, optional), where)
         self.unit = self._fixed or 1
 
     def read(self, rows: Rows | None, batch_size: int) -> Iterator[Raw]:
@@ -147,7 +181,9 @@ def _fixed_batch(inputs: Sequence[TensorSpec], where: str) -> int | None:
     return next(iter(sizes), None)
 
 
-def npz_source(path: Path, inputs: Sequence[TensorSpec]) -> ArraySource:
+def npz_source(
+    path: Path, inputs: Sequence[TensorSpec], optional: Collection[str] = ()
+) -> ArraySource:
     """The arrays of one ``.npz`` file, streamed."""
 
     @contextmanager
@@ -155,10 +191,29 @@ def npz_source(path: Path, inputs: Sequence[TensorSpec]) -> ArraySource:
         with Npz(path) as archive:
             yield {name: archive.column(name) for name in archive.names}
 
-    return ArraySource(columns, lambda: _file_digest(path), inputs, str(path))
+    return ArraySource(columns, lambda: _file_digest(path), inputs, str(path), optional)
 
 
-def memory_source(arrays: Feed, inputs: Sequence[TensorSpec], where: str) -> ArraySource:
+def npy_source(
+    path: Path, inputs: Sequence[TensorSpec], optional: Collection[str] = ()
+) -> ArraySource:
+    """The array of one ``.npy`` file, memory-mapped, for a model with one input."""
+    spec = only_input(
+        required_inputs(inputs, optional),
+        f"{path}: an .npy file",
+        "write an .npz file with an array for each input",
+    )
+
+    @contextmanager
+    def columns() -> Iterator[dict[str, Column]]:
+        yield {spec.name: MappedColumn(path, spec.name)}
+
+    return ArraySource(columns, lambda: _file_digest(path), inputs, str(path), optional)
+
+
+def memory_source(
+    arrays: Feed, inputs: Sequence[TensorSpec], where: str, optional: Collection[str] = ()
+) -> ArraySource:
     """Arrays in memory."""
 
     @contextmanager
@@ -171,7 +226,7 @@ def memory_source(arrays: Feed, inputs: Sequence[TensorSpec], where: str) -> Arr
             update_digest(total, name, arrays[name])
         return total.hexdigest()
 
-    return ArraySource(columns, digest, inputs, where)
+    return ArraySource(columns, digest, inputs, where, optional)
 
 
 class FeedFolder(ABC):
@@ -211,12 +266,8 @@ class FeedFolder(ABC):
 
     def digest(self) -> str:
         """SHA-256 over each file's name and SHA-256."""
-        total = hashlib.sha256()
-        for item in self._items:
-            for file in self.files(item):
-                name = file.relative_to(self._items[0].parent).as_posix()
-                total.update(f"{name}\0{_file_digest(file)}\0".encode())
-        return total.hexdigest()
+        files = [file for item in self._items for file in self.files(item)]
+        return files_digest(files, self._items[0].parent)
 
 
 class NpzFolder(FeedFolder):
@@ -232,27 +283,33 @@ class NpyFolder(FeedFolder):
 
     Args:
         items: A path for each file, in order.
-        inputs: The model's inputs: exactly one.
-        rank: Rank of a raw feed; a file whose rank is one lower gets a batch axis. None when
-            the rank is not known.
+        inputs: The model's inputs.
+        optional: Names of inputs that are left out; exactly one other is there.
+        add_channel: Whether preprocessing adds an axis to the arrays.
     """
 
     def __init__(
-        self, items: Sequence[Path], inputs: Sequence[TensorSpec], rank: int | None
+        self,
+        items: Sequence[Path],
+        inputs: Sequence[TensorSpec],
+        optional: Collection[str] = (),
+        *,
+        add_channel: bool = False,
     ) -> None:
         super().__init__(items, inputs)
-        if len(inputs) != 1:
-            raise DataError(
-                f"{items[0].parent}: a folder of .npy files feeds a model with one input, but "
-                f"this model has {len(inputs)} ({quoted(spec.name for spec in inputs)})",
-                "write one .npz file per feed, with an array for each input",
-            )
-        self._rank = rank
+        self._spec = only_input(
+            required_inputs(inputs, optional),
+            f"{items[0].parent}: a folder of .npy files",
+            "write one .npz file per feed, with an array for each input",
+        )
+        shape = self._spec.shape
+        self._rank = None if shape is None else len(shape) - add_channel
 
     def load(self, item: Path) -> Feed:
         """Read one feed."""
         array = read_npy(item)
-        return {self._inputs[0].name: array[np.newaxis] if array.ndim + 1 == self._rank else array}
+        # a file whose rank is one lower than a feed's is a sample without its batch axis
+        return {self._spec.name: array[np.newaxis] if array.ndim + 1 == self._rank else array}
 
 
 class TestDataSets(FeedFolder):
@@ -283,6 +340,15 @@ class TestDataSets(FeedFolder):
         """The inputs' files; the outputs' do not matter."""
         files = [file for file in item.iterdir() if re.fullmatch(r"input_\d+\.pb", file.name)]
         return sorted(files, key=lambda file: int(file.stem.removeprefix("input_")))
+
+
+def files_digest(files: Sequence[Path], root: Path) -> str:
+    """SHA-256 over each file's name, relative to ``root``, and SHA-256."""
+    total = hashlib.sha256()
+    for file in files:
+        name = file.relative_to(root).as_posix()
+        total.update(f"{name}\0{_file_digest(file)}\0".encode())
+    return total.hexdigest()
 
 
 def _file_digest(path: Path) -> str:

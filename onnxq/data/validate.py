@@ -23,21 +23,50 @@ def suggest(name: str, known: Collection[str], kind: str) -> str:
     return f"did you mean '{near[0]}'?" if near else f"the {kind} are {quoted(known)}"
 
 
-def check_names(found: Collection[str], inputs: Sequence[TensorSpec], where: str) -> None:
-    """Raise a DataError unless ``found`` are exactly the names of the inputs."""
+def only_input(required: Sequence[TensorSpec], what: str, hint: str) -> TensorSpec:
+    """The one input that data without names are for.
+
+    Args:
+        required: The inputs that a feed must hold.
+        what: What the data are, for the message.
+        hint: What to use for a model with several inputs.
+
+    Raises:
+        DataError: There is not exactly one.
+    """
+    if len(required) != 1:
+        raise DataError(
+            f"{what} feeds a model with one input, but this model has {len(required)} "
+            f"({quoted(spec.name for spec in required)})",
+            hint,
+        )
+    return required[0]
+
+
+def check_names(
+    found: Collection[str],
+    inputs: Sequence[TensorSpec],
+    where: str,
+    optional: Collection[str] = (),
+) -> None:
+    """Raise a DataError unless ``found`` are the names of the inputs, without some ``optional``."""
     known = [spec.name for spec in inputs]
     for name in found:
         if name not in known:
             hint = suggest(name, known, "model's inputs")
             raise DataError(f"{where}: the model has no input '{name}'", hint)
     for name in known:
-        if name not in found:
+        if name not in found and name not in optional:
             hint = f"found {quoted(found)}" if found else "it holds no array at all"
             raise DataError(f"{where}: nothing for the model's input '{name}'", hint)
 
 
 def check_feed(
-    feed: Mapping[str, Array], inputs: Sequence[TensorSpec], where: str, samples: Rows
+    feed: Mapping[str, Array],
+    inputs: Sequence[TensorSpec],
+    where: str,
+    samples: Rows,
+    optional: Collection[str] = (),
 ) -> None:
     """Check names, types, shapes and values of one feed.
 
@@ -46,14 +75,17 @@ def check_feed(
         inputs: The model's inputs.
         where: File or function that the feed comes from.
         samples: Index of each sample along axis 0 of the arrays; a single one names all of it.
+        optional: Names of inputs that a feed may leave out.
 
     Raises:
         DataError: The feed does not fit; the message names the input, what it takes, what was
             found and the sample.
     """
-    check_names(feed, inputs, where)
+    check_names(feed, inputs, where, optional)
     symbols: dict[str, tuple[int, str]] = {}
     for spec in inputs:
+        if spec.name not in feed:
+            continue
         array = feed[spec.name]
         _check_type(array, spec, where)
         _check_shape(array, spec, where)

@@ -14,7 +14,7 @@ from onnxq.graph.files import (
     staging,
     write_bytes,
 )
-from onnxq.graph.model import Model, encoded_size, from_text, serialize, to_text
+from onnxq.graph.model import Model, deserialize, encoded_size, from_text, serialize, to_text
 from onnxq.graph.normalize import (
     forget_inferred,
     name_nodes,
@@ -35,6 +35,7 @@ __all__ = [
     "check_writable",
     "copy_model",
     "data_path",
+    "deserialize",
     "difference",
     "encoded_size",
     "files_of",

@@ -121,6 +121,11 @@ def serialize(model: Model) -> bytes:
     return encoded
 
 
+def deserialize(encoded: bytes) -> Model:
+    """The model that ``serialize`` wrote."""
+    return Model(ir.serde.deserialize_model(onnx.ModelProto.FromString(encoded)))
+
+
 def to_proto(model: Model) -> onnx.ModelProto:
     """The protobuf of a model that fits one file, its external data inside."""
     return ir.serde.serialize_model(internal(model).ir)

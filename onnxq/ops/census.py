@@ -52,16 +52,6 @@ class Census(msgspec.Struct, frozen=True):
     target: str
     nodes: tuple[NodeInfo, ...]
 
-    def taps(self) -> tuple[str, ...]:
-        """The activation tensors that a plan may quantize, each once, in order."""
-        names: dict[str, None] = {}
-        for node in self.nodes:
-            if node.quantizable:
-                names.update(dict.fromkeys(tensor for _, tensor in node.data))
-                names.update(dict.fromkeys(node.outputs))
-        names.pop("", None)
-        return tuple(names)
-
     def quantizable(self) -> tuple[NodeInfo, ...]:
         """The nodes that the target can run as int8."""
         return tuple(node for node in self.nodes if node.quantizable)

@@ -1,7 +1,7 @@
 """The plan: recipe in, a precision and a reason for every node and scales for every tensor out."""
 
 from onnxq.plan.plan import NodePlan, QuantPlan, make_plan
-from onnxq.plan.policy import keep_float
+from onnxq.plan.policy import keep_float, tensors_to_observe
 from onnxq.plan.recipe import (
     Budgets,
     CalibrationSettings,
@@ -24,4 +24,5 @@ __all__ = [
     "keep_float",
     "load_recipe",
     "make_plan",
+    "tensors_to_observe",
 ]

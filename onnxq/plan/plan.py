@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace as with_fields
 
 from onnxq.graph import GraphView
 from onnxq.ops import Census, NodeInfo
@@ -16,7 +17,7 @@ from onnxq.plan.scales import (
     share_scales,
     weight_params,
 )
-from onnxq.targets import Target
+from onnxq.targets import Kernel, Target
 from onnxq.types import Precision, QParams, Reason, TensorRange
 
 # Smaller weights are not worth a DequantizeLinear of their own.
@@ -107,9 +108,11 @@ def _plan_static(
     recipe: Recipe,
     target: Target,
 ) -> QuantPlan:
-    regions = Regions(view, census, _without_scale(view, census, ranges, target) | kept)
+    lacking = _without_scale(view, census, Regions(view, census, kept), ranges, target)
+    regions = Regions(view, census, lacking | kept)
     chosen = [node for node in census.nodes if node.name in regions.int8]
     used = {tensor: ranges[tensor] for tensor in regions.tensors()}
+    used |= _within_clamps(chosen, used)
     groups = share_scales(chosen, used)
     tensors = activation_params(used, groups, target)
     constants = {t for node in chosen for _, t in node.constants}
@@ -122,6 +125,20 @@ def _plan_static(
         for node in census.nodes
     )
     return QuantPlan(target.name, nodes, tensors | params, tuple(groups))
+
+
+def _within_clamps(nodes: list[NodeInfo], ranges: dict[str, TensorRange]) -> dict[str, TensorRange]:
+    """Ranges behind a Relu or Clip, no wider than what was seen there.
+
+    An observer may choose a wider one. It would not cut what the clamp cuts, so that the clamp and
+    the layer before it would run as float.
+    """
+    behind = (t for node in nodes if node.kernel is Kernel.CLAMP for t in node.outputs)
+    seen = {tensor: ranges[tensor] for tensor in behind if tensor in ranges}
+    return {
+        tensor: with_fields(found, lo=max(found.lo, found.min), hi=min(found.hi, found.max))
+        for tensor, found in seen.items()
+    }
 
 
 def _weights(
@@ -142,12 +159,18 @@ def _weights(
 
 
 def _without_scale(
-    view: GraphView, census: Census, ranges: dict[str, TensorRange], target: Target
+    view: GraphView,
+    census: Census,
+    regions: Regions,
+    ranges: dict[str, TensorRange],
+    target: Target,
 ) -> dict[str, Reason]:
     """Nodes with a tensor that no scale suits: never computed, with infinities, a huge bias."""
     reasons: dict[str, Reason] = {}
-    for node in census.quantizable():
-        for tensor in (*(t for _, t in node.data), *node.outputs):
+    for node in census.nodes:
+        if node.name not in regions.int8:
+            continue
+        for tensor in regions.observed(node):
             found = ranges.get(tensor)
             if found is None:
                 text = f"no value of '{tensor}' was observed"

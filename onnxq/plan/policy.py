@@ -42,6 +42,28 @@ def _nearest(wanted: str, known: list[str]) -> str:
     return f"{shown} `onnxq inspect MODEL` lists all nodes"
 
 
+def tensors_to_observe(
+    view: GraphView,
+    census: Census,
+    patterns: tuple[str, ...] = (),
+    operators: tuple[str, ...] = (),
+) -> tuple[str, ...]:
+    """The activation tensors that a plan may quantize, in the graph's order.
+
+    Args:
+        view: The prepared graph.
+        census: What ``classify`` said of it.
+        patterns: Globs of node names that stay float.
+        operators: Operator types that stay float.
+
+    Raises:
+        UsageError: A pattern or an operator matches no node.
+    """
+    regions = Regions(view, census, keep_float(census, patterns, operators))
+    nodes = [node for node in census.nodes if node.name in regions.int8]
+    return tuple(dict.fromkeys(t for node in nodes for t in regions.observed(node)))
+
+
 class Regions:
     """The largest set of nodes that gain from int8 together.
 
@@ -139,6 +161,21 @@ class Regions:
                 if not self.absorbed(tensor) and self._needs_pair(node, tensor):
                     found[tensor] = None
         return found
+
+    def observed(self, node: NodeInfo) -> dict[str, None]:
+        """The tensors whose ranges decide whether a node can compute in int8.
+
+        A clamp and the node that it vanishes into stand and fall together: by the clamp's output.
+        """
+        tensors = dict.fromkeys(t for _, t in node.data if not self.absorbed(t))
+        for tensor in node.outputs:
+            if self.absorbed(tensor):
+                (use,) = self._view.uses(tensor)
+                tensors.update(dict.fromkeys(self._infos[use.node].outputs))
+            else:
+                tensors[tensor] = None
+        tensors.pop("", None)
+        return tensors
 
     def _needs_pair(self, node: NodeInfo, tensor: str) -> bool:
         """Gemm and MatMul have kernels with float output; all others need the output's pair.

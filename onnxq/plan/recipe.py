@@ -8,12 +8,13 @@ import math
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from onnxq.calibrate import AUTO, OBSERVERS, ObserverSpec
 from onnxq.data import Preprocess
-from onnxq.errors import RecipeError
+from onnxq.errors import RecipeError, UsageError
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Fraction = Annotated[float, msgspec.Meta(gt=0, lt=1)]
@@ -32,6 +33,8 @@ class DataSettings(_Section, frozen=True):
         batch_size: Samples per run; the model's own where its first axis is fixed.
         holdout: The part of ``calibration`` that is held back when there is no ``test``.
         preprocess: What is done to raw arrays.
+        state: Input by output, for recurrent models: what an output holds after one run is fed to
+            the input of the next. Samples are then the steps of a sequence, in order.
     """
 
     calibration: str | None = None
@@ -39,20 +42,71 @@ class DataSettings(_Section, frozen=True):
     batch_size: Positive = 8
     holdout: Fraction = 0.2
     preprocess: Preprocess | None = None
+    state: dict[str, str] = {}
 
 
 class CalibrationSettings(_Section, frozen=True):
     """How ranges are chosen.
 
     Attributes:
-        method: ``minmax`` or ``percentile``.
+        method: ``auto`` (``mse``, or ``minmax`` with fewer than 64 samples), ``mse``,
+            ``percentile``, ``entropy``, ``minmax``, ``moving-average``, ``sigma``, or a class of
+            yours as ``module:Class``.
         percentile: The percentage of values inside the range, for ``percentile``.
+        momentum: What an average keeps at each sample, for ``moving-average``.
+        warmup: The first samples, which make a plain mean, for ``moving-average``.
+        sigmas: Standard deviations on both sides of the mean, for ``sigma``.
+        options: Keyword arguments of your own class.
         samples: The most samples to calibrate with, drawn at random with the run's seed.
+        exact: Whether every value is counted, and not a sample of large tensors.
     """
 
-    method: Literal["minmax", "percentile"] = "minmax"
+    method: str = AUTO
     percentile: Annotated[float, msgspec.Meta(gt=50, le=100)] = 99.99
+    momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.95
+    warmup: Positive = 8
+    sigmas: Annotated[float, msgspec.Meta(gt=0)] = 6.0
+    options: dict[str, Any] = {}
     samples: Positive = 200
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method in OBSERVERS or ":" in self.method:
+            return
+        near = difflib.get_close_matches(self.method, OBSERVERS, n=1)
+        known = f"known: {', '.join(OBSERVERS)}, or module:Class"
+        hint = f"did you mean '{near[0]}'?" if near else known
+        raise ValueError(f"unknown method '{self.method}'; {hint}")
+
+    def with_method(self, method: str) -> CalibrationSettings:
+        """The same settings with another method.
+
+        Raises:
+            UsageError: The method is not known.
+        """
+        try:
+            return msgspec.structs.replace(self, method=method)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+    def observer(self) -> ObserverSpec:
+        """The observer, with its options.
+
+        Raises:
+            UsageError: Options are given for an observer that is onnxq's own.
+        """
+        name = self.method
+        own = {
+            "percentile": {"percentile": self.percentile},
+            "moving-average": {"momentum": self.momentum, "warmup": self.warmup},
+            "sigma": {"sigmas": self.sigmas},
+        }
+        if self.options and name in OBSERVERS:
+            raise UsageError(
+                f"[calibration.options] are for a class of yours, not for '{name}'",
+                "its options are keys of [calibration]",
+            )
+        return ObserverSpec(name, own.get(name, self.options))
 
 
 class VerifySettings(_Section, frozen=True):

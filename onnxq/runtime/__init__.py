@@ -5,13 +5,14 @@ from onnxq.runtime.latency import Latency, measure_latency
 from onnxq.runtime.machine import default_target, environment
 from onnxq.runtime.prepare import prepare, synthetic_feed
 from onnxq.runtime.session import Session
-from onnxq.runtime.taps import TappedSession, TapReading
+from onnxq.runtime.state import StateLoop
+from onnxq.runtime.taps import TappedSession
 
 __all__ = [
     "Coverage",
     "Latency",
     "Session",
-    "TapReading",
+    "StateLoop",
     "TappedSession",
     "default_target",
     "environment",

@@ -53,8 +53,6 @@ class Session:
         model: The model.
         threads: Threads inside an operator. One is the stablest to measure with.
         level: Graph optimisation: ``none``, ``basic`` or ``all``.
-        frugal: Run nodes in the graph's own order and give memory back at once. By itself ONNX
-            Runtime runs whatever leads to an output late, and holds what it reads until then.
         write_optimized: Where ONNX Runtime writes the graph that it really runs; its tensors
             go to a file beside it when they do not fit into one.
 
@@ -68,7 +66,6 @@ class Session:
         *,
         threads: int = 1,
         level: str = "all",
-        frugal: bool = False,
         write_optimized: Path | None = None,
     ) -> None:
         options = ort.SessionOptions()
@@ -80,9 +77,6 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # The arena doubles as it grows: up to half of what it holds for weights is empty.
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-        if frugal:
-            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-            options.enable_cpu_mem_arena = False
         if write_optimized is not None:
             options.optimized_model_filepath = str(write_optimized)
             if not model.fits_one_file:

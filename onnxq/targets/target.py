@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
-from onnxq.types import QType
+from onnxq.types import Grid, QType
 
 
 class Kernel(StrEnum):
@@ -52,6 +52,11 @@ class Target(msgspec.Struct, frozen=True):
     requantizes_float_layers: bool
     operators: dict[str, Support]
     source: str
+
+    @property
+    def activation_grid(self) -> Grid:
+        """The integers of quantized activations."""
+        return Grid(self.activation.dtype.itemsize * 8)
 
     def support(self, op: str) -> Support:
         """How an operator runs on this target."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,6 +14,7 @@ from onnxq.graph import Model
 from onnxq.plan import QuantPlan
 from onnxq.runtime import (
     Session,
+    StateLoop,
     int8_coverage,
     measure_latency,
     synthetic_feed,
@@ -58,6 +59,7 @@ def verify(
     batch_size: int = 8,
     threads: int = 1,
     seconds: float = 5.0,
+    state: Mapping[str, str] | None = None,
     notes: tuple[str, ...] = (),
     progress: Progress | None = None,
 ) -> Measured:
@@ -74,6 +76,8 @@ def verify(
         batch_size: Samples per run.
         threads: Threads inside an operator.
         seconds: About how long to measure latency; 0 leaves it out.
+        state: Input by output that is fed back, in every model from its own output; samples are
+            then the steps of one sequence.
         notes: What a reader must know already.
         progress: Called with (stage, done, total): ``verify`` counts samples, ``latency`` percent.
 
@@ -85,7 +89,9 @@ def verify(
     comparison, facts, feed = Comparison(), None, None
     if reader is not None:
         judging = Judging(metric or MetricChoice(), judge)
-        feed = _compare(sessions, reader, batch_size, comparison, judging, progress)
+        loops = [_loop(subjects.source, state), _loop(subjects.source, state)]
+        steps = 1 if state else batch_size
+        feed = _compare(sessions, loops, reader, steps, comparison, judging, progress)
         facts = judging.facts(comparison.samples)
         notes += judging.notes + comparison.notes()
     try:
@@ -139,19 +145,28 @@ def _open(subjects: Subjects, threads: int) -> list[Session]:
         raise SelfCheckError(str(error)) from error
 
 
+def _loop(model: Model, state: Mapping[str, str] | None) -> StateLoop:
+    view = model.view()
+    return StateLoop(state or {}, view.inputs, view.output_names)
+
+
 def _compare(
     sessions: list[Session],
+    loops: list[StateLoop],
     reader: Reader,
     batch_size: int,
     comparison: Comparison,
     judging: Judging,
     progress: Progress | None,
 ) -> Feed | None:
-    """Run source and output on every sample; returns the first feed."""
+    """Run source and output on every sample; returns the first feed, complete."""
     first: Feed | None = None
     for batch in reader.batches(batch_size):
-        first = batch.feed if first is None else first
-        expected, found = sessions[0].run(batch.feed), sessions[2].run(batch.feed)
+        feeds = [loop.complete(batch.feed) for loop in loops]
+        first = feeds[0] if first is None else first
+        expected, found = sessions[0].run(feeds[0]), sessions[2].run(feeds[1])
+        for loop, outputs in zip(loops, (expected, found), strict=True):
+            loop.keep(outputs)
         comparison.add(batch.feed, expected, found)
         comparison.samples += batch.count
         if batch.labels is not None:

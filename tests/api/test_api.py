@@ -13,12 +13,12 @@ import pytest
 
 import onnxq
 from onnxq.api import receipt_path
-from onnxq.calibrate import calibrate, make_observer
+from onnxq.calibrate import Setup, calibrate
 from onnxq.data import open_data
 from onnxq.errors import DataError, ModelError, OutputError, RecipeError, SelfCheckError, UsageError
 from onnxq.graph import Model, files_of, load, save, sha256
 from onnxq.ops import classify
-from onnxq.plan import DataSettings, Recipe, VerifySettings, make_plan
+from onnxq.plan import DataSettings, Recipe, VerifySettings, make_plan, tensors_to_observe
 from onnxq.rewrite import rewrite
 from onnxq.runtime import Session, default_target, prepare
 from onnxq.targets import get_target
@@ -149,7 +149,12 @@ class TestQuantize:
 
         onnxq.quantize(folder / "net.onnx", recipe=recipe, progress=note)
         # a fifth of the samples is held back; batches are of 8
-        assert seen == [("calibrate", 8, 16), ("calibrate", 16, 16), ("verify", 4, 4)]
+        assert seen == [
+            ("calibrate", 8, 16),
+            ("calibrate", 15, 16),
+            ("calibrate", 16, 16),
+            ("verify", 4, 4),
+        ]
 
     def test_force(self, folder: Path, recipe: Recipe) -> None:
         output = folder / "made.onnx"
@@ -191,7 +196,7 @@ class TestErrors:
     ) -> None:
         """A broken output is onnxq's fault, and says so."""
         broken = build("net (float[1] x) => (float[1] y) { y = NoSuchOperator (x) }")
-        monkeypatch.setattr("onnxq.api._rewrite", lambda _draft: broken)
+        monkeypatch.setattr("onnxq.api.pipeline._rewrite", lambda _draft: broken)
         with pytest.raises(SelfCheckError, match=r"NoSuchOperator.*a bug in onnxq"):
             onnxq.quantize(folder / "net.onnx", recipe=recipe, output=folder / "made.onnx")
         assert not (folder / "made.onnx").exists()
@@ -204,9 +209,10 @@ def test_stages_by_hand(folder: Path, recipe: Recipe) -> None:
     reader, _ = open_data(recipe.data.calibration, source.view().inputs).split(recipe.data.holdout)
     model = prepare(source)
     census = classify(model.view(), target)
-    ranges = calibrate(
-        model, census.taps(), reader, lambda: make_observer(recipe.calibration.method)
-    )
+    taps = tensors_to_observe(model.view(), census)
+    observer = recipe.calibration.observer()
+    seen = calibrate(model, reader, Setup.of(model.view(), taps, observer))
+    ranges = seen.ranges(target.activation_grid)
     plan = make_plan(model.view(), census, ranges.tensors, recipe, target)
     made = rewrite(model, plan)
 

@@ -62,6 +62,10 @@ def test_leaves_the_raw_array_alone():
 def test_is_decoded_strictly():
     decoded = msgspec.convert({"scale": 1, "mean": [1, 2, 3]}, Preprocess)
     assert decoded == Preprocess(scale=1.0, mean=(1.0, 2.0, 3.0))
+    image = msgspec.convert({"resize": [8, 6], "crop": 4, "channels": "BGR"}, Preprocess)
+    assert image == Preprocess(resize=(8, 6), crop=4, channels="BGR")
+    assert image.for_images == ["resize", "crop", "channels"]
+    assert decoded.for_images == []
     with pytest.raises(msgspec.ValidationError, match="unknown field `scal`"):
         msgspec.convert({"scal": 1}, Preprocess)
 
@@ -74,6 +78,13 @@ def test_is_decoded_strictly():
         ({"scale": float("nan")}, "finite"),
         ({"add_channel": True, "layout": "NHWC->NCHW"}, "leave out layout"),
         ({"layout": "CHWN"}, "Invalid enum value"),
+        ({"resize": 0}, "sizes of 1 or more"),
+        ({"crop": [8, -1]}, "sizes of 1 or more"),
+        ({"resize": [8, 8, 8]}, "length 2"),
+        ({"resize": 8.5}, "Expected `int | array | null`"),
+        ({"resize": 8, "interpolation": "cubic"}, "Invalid enum value"),
+        ({"interpolation": "nearest"}, "resize is not set"),
+        ({"channels": "GBR"}, "Invalid enum value"),
     ],
 )
 def test_refuses_settings_that_make_no_sense(fields, message):

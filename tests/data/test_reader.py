@@ -127,12 +127,12 @@ def test_forms_are_listed(tmp_path, spec, message):
     with pytest.raises(DataError) as caught:
         open_data(spec, [X], base=tmp_path)
     assert message in str(caught.value)
-    assert "data are a FILE.npz, a folder of .npz" in str(caught.value)
+    assert "data are a FILE.npz, a FILE.npy, a folder of .npz" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_importing_brings_in_nothing_heavy():
-    heavy = ("onnx", "onnxruntime", "click", "rich", "sklearn", "pooch")
+    heavy = ("onnx", "onnxruntime", "click", "rich", "sklearn", "pooch", "PIL")
     code = f"import sys, onnxq.data; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

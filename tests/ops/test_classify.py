@@ -201,14 +201,6 @@ def test_weight_of_a_float_layer_can_still_be_stored(judge) -> None:
     assert node.weight_only
 
 
-def test_taps_are_what_a_plan_may_quantize(build) -> None:
-    model = build(f"""g ({X}) => (float y, float z) <{W}>
-        {{ c = Conv (x, w) r = Relu (c) y = Add (r, c) t = Tanh (x) z = Erf (t) }}""")
-    census = classify(model.view(), TARGET)
-    assert census.taps() == ("x", "c", "r", "y")
-    assert [n.op for n in census.quantizable()] == ["Conv", "Relu", "Add"]
-
-
 # --- patterns --------------------------------------------------------------------------------
 
 ERF_GELU = """

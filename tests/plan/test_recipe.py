@@ -59,7 +59,8 @@ def test_every_section_is_read(recipe) -> None:
         ),
         (
             "[calibration]\nqq = 1",
-            "unknown key 'calibration.qq'; known: method, percentile, samples",
+            "unknown key 'calibration.qq'; known: method, percentile, momentum, warmup, sigmas, "
+            "options, samples, exact",
         ),
         ("[budgets]\nmax_dorp = 1", "unknown key 'budgets.max_dorp'; did you mean 'max_drop'?"),
         ("[verify]\nthread = 1", "unknown key 'verify.thread'; did you mean 'threads'?"),
@@ -69,8 +70,8 @@ def test_every_section_is_read(recipe) -> None:
         ("[data]\nbatch_size = 0", "Expected `int` >= 1 at 'data.batch_size'"),
         ("[data]\nholdout = 1.0", "at 'data.holdout'"),
         (
-            "[calibration]\nmethod = 'entropy'",
-            "Invalid enum value 'entropy' at 'calibration.method'",
+            "[calibration]\nmethod = 'entrpy'",
+            "unknown method 'entrpy'; did you mean 'entropy'? at 'calibration'",
         ),
         ("[calibration]\npercentile = 100.1", "at 'calibration.percentile'"),
         ("[budgets]\nmax_drop = 'low'", "Expected `float | null`, got `str` at 'budgets.max_drop'"),

@@ -7,7 +7,7 @@ import pytest
 
 from onnxq.numerics import quantize as quantize_values
 from onnxq.ops import classify
-from onnxq.plan import Recipe, make_plan
+from onnxq.plan import Recipe, make_plan, tensors_to_observe
 from onnxq.plan.scales import BIAS_LIMIT
 from onnxq.targets import get_target
 from onnxq.types import QType, TensorRange
@@ -29,7 +29,11 @@ def plan(build):
     def make(text: str, given: dict[str, TensorRange] | None = None, target=TARGET, **recipe):
         view = build(text).view()
         census = classify(view, target)
-        every = ranges(**dict.fromkeys(census.taps(), (-1.0, 1.0))) | (given or {})
+        every = ranges(
+            **dict.fromkeys(
+                tensors_to_observe(view, census, recipe.get("keep_float", ())), (-1.0, 1.0)
+            )
+        ) | (given or {})
         return make_plan(view, census, every, Recipe(**recipe), target)
 
     return make

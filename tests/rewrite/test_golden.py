@@ -23,7 +23,7 @@ import pytest
 
 from onnxq.graph import Editor, Model, serialize, strip, to_text
 from onnxq.ops import OPERATORS, classify
-from onnxq.plan import QuantPlan, Recipe, make_plan
+from onnxq.plan import QuantPlan, Recipe, make_plan, tensors_to_observe
 from onnxq.rewrite import rewrite
 from onnxq.runtime import Session
 from onnxq.targets import get_target
@@ -46,9 +46,11 @@ class Case:
         self.source: Model = build(text)
         self.feed = self._draw()
         census = classify(self.source.view(), TARGET)
-        measured = ranges_of(self.source, census.taps(), self.feed)
+        recipe, view = self._recipe(), self.source.view()
+        taps = tensors_to_observe(view, census, recipe.keep_float, recipe.keep_float_op)
+        measured = ranges_of(self.source, taps, self.feed)
         ranges = {t: _round_outwards(r) for t, r in measured.items()} | self._ranges()
-        self.plan = make_plan(self.source.view(), census, ranges, self._recipe(), TARGET)
+        self.plan = make_plan(view, census, ranges, recipe, TARGET)
         self.quantized = rewrite(self.source, self.plan)
 
     def _recipe(self) -> Recipe:

@@ -1,0 +1,136 @@
+"""``Job``: everything that a run needs to know, complete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+
+from msgspec.structs import replace as with_fields
+
+from onnxq.calibrate import Calibration, Workers
+from onnxq.data import Data
+from onnxq.plan import Recipe, find_recipe, load_recipe
+
+# stage, samples done, samples in all
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where data, a metric or an observer were named, which tells what their names mean.
+
+    Attributes:
+        base: Folder that relative paths start from; the working directory if None.
+        allow_code: Whether they may be Python code. A recipe that was merely found beside a model
+            may not name any: an unknown folder must not run code.
+    """
+
+    base: Path | None = None
+    allow_code: bool = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, complete: what ``quantize`` makes out of its arguments and the recipe.
+
+    Attributes:
+        recipe: What to do.
+        data: Calibration data that are Python objects; they win over the recipe's.
+        test_data: Test data that are Python objects; they win over the recipe's.
+        data_from: Where its calibration data were named.
+        test_from: Where its test data were named.
+        metric_from: Where its metric was named.
+        observer_from: Where its observer was named.
+        ranges: What was observed before; then nothing is calibrated.
+        workers: Who calibrates.
+        prepare: Fold, name and raise the opset first; without it the graph stays as it is.
+        seed: Draws the calibration samples.
+        progress: Called with (stage, done, total).
+    """
+
+    recipe: Recipe = field(default_factory=Recipe)
+    data: Data | None = None
+    test_data: Data | None = None
+    data_from: Origin = Origin()
+    test_from: Origin = Origin()
+    metric_from: Origin = Origin()
+    observer_from: Origin = Origin()
+    ranges: Calibration | None = None
+    workers: Workers = Workers()
+    prepare: bool = True
+    seed: int = 0
+    progress: Progress | None = None
+
+    @property
+    def calibration_data(self) -> Data | None:
+        """The calibration data, wherever they were named."""
+        return self.data if self.data is not None else self.recipe.data.calibration
+
+    @property
+    def testing_data(self) -> Data | None:
+        """The test data, wherever they were named."""
+        return self.test_data if self.test_data is not None else self.recipe.data.test
+
+
+def make_job(model: Path | None, recipe: Recipe | str | Path | None) -> Job:
+    """A job for a recipe that is given as a value or a file, or found beside the model.
+
+    Raises:
+        RecipeError: The recipe cannot be read or holds an unknown key.
+    """
+    if isinstance(recipe, Recipe):
+        return Job(recipe)
+    if recipe is not None:
+        path, origin = Path(recipe), Origin(Path(recipe).parent)
+    elif model is not None and model.is_file() and (found := find_recipe(model)) is not None:
+        path, origin = found, Origin(found.parent, allow_code=False)
+    else:
+        return Job()
+    return Job(
+        load_recipe(path),
+        data_from=origin,
+        test_from=origin,
+        metric_from=origin,
+        observer_from=origin,
+    )
+
+
+def with_data(job: Job, data: Data) -> Job:
+    """The job on other calibration data, whose paths start from the working directory.
+
+    Data that the caller names may be Python code, whatever the recipe may name.
+    """
+    if not isinstance(data, str | PathLike):
+        return replace(job, data=data)
+    settings = with_fields(job.recipe.data, calibration=str(data))
+    recipe = with_fields(job.recipe, data=settings)
+    return replace(job, recipe=recipe, data=None, data_from=Origin())
+
+
+def with_test_data(job: Job, data: Data) -> Job:
+    """The job on other test data, named by the caller as in ``with_data``."""
+    if not isinstance(data, str | PathLike):
+        return replace(job, test_data=data)
+    settings = with_fields(job.recipe.data, test=str(data))
+    recipe = with_fields(job.recipe, data=settings)
+    return replace(job, recipe=recipe, test_data=None, test_from=Origin())
+
+
+def with_metric(job: Job, metric: str) -> Job:
+    """The job with another metric, named by the caller as in ``with_data``."""
+    recipe = with_fields(job.recipe, verify=with_fields(job.recipe.verify, metric=metric))
+    return replace(job, recipe=recipe, metric_from=Origin())
+
+
+def with_observer(job: Job, method: str) -> Job:
+    """The job with another observer, named by the caller as in ``with_data``.
+
+    Raises:
+        UsageError: The method is not known.
+    """
+    settings = job.recipe.calibration.with_method(method)
+    return replace(
+        job, recipe=with_fields(job.recipe, calibration=settings), observer_from=Origin()
+    )

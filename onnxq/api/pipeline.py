@@ -1,0 +1,241 @@
+"""``quantize``: all stages, one after the other, and the files that are written at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+
+from msgspec.structs import replace as with_fields
+
+from onnxq.api.job import Job, Progress, make_job, with_data, with_test_data
+from onnxq.api.stages import Draft, draft
+from onnxq.calibrate import Calibration, Workers
+from onnxq.data import Data
+from onnxq.graph import (
+    Model,
+    check_writable,
+    copy_model,
+    data_path,
+    encoded_size,
+    files_of,
+    forget_inferred,
+    load,
+    move_model,
+    save,
+    sha256,
+    staging,
+    write_bytes,
+)
+from onnxq.plan import QuantPlan, Recipe
+from onnxq.rewrite import rewrite
+from onnxq.runtime import environment
+from onnxq.verify import (
+    FileFacts,
+    MetricChoice,
+    Receipt,
+    RunFacts,
+    Subjects,
+    check_gates,
+    load_metric,
+    verify,
+)
+
+RECEIPT_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """What ``quantize`` made.
+
+    Attributes:
+        model: The quantized model.
+        plan: What became of each node.
+        receipt: What was measured.
+        path: Where the model was written; None when it was not.
+    """
+
+    model: Model
+    plan: QuantPlan
+    receipt: Receipt
+    path: Path | None
+
+
+def quantize(
+    model: str | Path | Model,
+    *,
+    data: Data | None = None,
+    test_data: Data | None = None,
+    recipe: Recipe | str | Path | None = None,
+    ranges: Calibration | None = None,
+    workers: Workers | None = None,
+    output: str | Path | None = None,
+    force: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Result:
+    """Quantize a model and measure what came out.
+
+    Args:
+        model: A path, or a model that was loaded.
+        data: Calibration data: a path, or Python objects, in any form that
+            ``onnxq.data.open_data`` takes. Wins over the recipe's. The tail is held back to verify with, unless there are test data.
+        test_data: Test data, in the same forms. Wins over the recipe's.
+        recipe: A recipe, or the path of one; without it, the one beside the model, if any.
+        ranges: What was observed before (``calibrate_model``, ``load_ranges``); then nothing is
+            calibrated, and all data are there to verify with.
+        workers: Who calibrates; this process alone if None.
+        output: Where to write the model; its receipt goes beside it. Without it nothing is
+            written.
+        force: Whether an existing output may be overwritten.
+        seed: Draws the calibration samples.
+        progress: Called with (stage, done, total).
+
+    Returns:
+        The quantized model, the plan and the receipt.
+
+    Raises:
+        OnnxqError: See ``onnxq.errors`` for the tree.
+
+    Example:
+        >>> result = onnxq.quantize("model.onnx", data="samples.npz")  # doctest: +SKIP
+        >>> result.receipt.measured.size_ratio  # doctest: +SKIP
+        0.27
+    """
+    path = model.path if isinstance(model, Model) else Path(model)
+    job = replace(
+        make_job(path, recipe),
+        seed=seed,
+        progress=progress,
+        ranges=ranges,
+        workers=workers or Workers(),
+    )
+    if data is not None:
+        job = with_data(job, data)
+    if test_data is not None:
+        job = with_test_data(job, test_data)
+    return run(model, job, output=output, force=force)
+
+
+def run(
+    model: str | Path | Model,
+    job: Job,
+    *,
+    output: str | Path | None = None,
+    force: bool = False,
+) -> Result:
+    """Run a job to its end: draft, rewrite, verify, write.
+
+    Raises:
+        OnnxqError: See ``onnxq.errors`` for the tree. Nothing is written then.
+    """
+    source = model if isinstance(model, Model) else load(model)
+    path = Path(output) if output is not None else None
+    if path is not None:
+        targets = [path, receipt_path(path)]
+        targets += [] if source.fits_one_file else [data_path(path)]
+        for target in targets:
+            check_writable(target, [*files_of(source), *_read_files(job)], force=force)
+    named = job.metric_from
+    metric = load_metric(job.recipe.verify.metric, allow_code=named.allow_code, base=named.base)
+    drafted = draft(source, job)
+    made = source if drafted.plan.empty else _rewrite(drafted)
+    receipt = _verify(drafted, made, path, job, metric)
+    if path is not None:
+        receipt = _write(made, path, receipt)
+    return Result(made, drafted.plan, receipt, path)
+
+
+def _read_files(job: Job) -> list[Path]:
+    """Data files that the job names: no output may take their place."""
+    named = ((job.calibration_data, job.data_from), (job.testing_data, job.test_from))
+    return [
+        (origin.base or Path()) / spec for spec, origin in named if isinstance(spec, str | PathLike)
+    ]
+
+
+def _write(made: Model, path: Path, receipt: Receipt) -> Receipt:
+    """Write the model and its receipt, which then knows the file.
+
+    Both are whole before either gets its name. A kill in between leaves a model without a
+    receipt, never a receipt beside another model.
+    """
+    beside = receipt_path(path)
+    with staging(path) as part:
+        if receipt.plan.empty:
+            copy_model(made, part)
+        else:
+            save(made, part)
+        facts = with_fields(_facts(load(part)), path=str(path))
+        receipt = with_fields(receipt, output=facts)
+        write_bytes(receipt.to_json(), receipt_path(part))
+        beside.unlink(missing_ok=True)
+        move_model(part, path)
+        receipt_path(part).replace(beside)
+    return receipt
+
+
+def receipt_path(output: Path) -> Path:
+    """Where the receipt of a model goes: ``m.receipt.json`` for ``m.onnx``."""
+    return output.with_suffix(".receipt.json")
+
+
+def _rewrite(drafted: Draft) -> Model:
+    made = forget_inferred(rewrite(drafted.prepared, drafted.plan), drafted.source)
+    return made.with_metadata(
+        {
+            "onnxq.version": environment()["onnxq"],
+            "onnxq.recipe": drafted.recipe.digest(),
+            "onnxq.source": sha256(drafted.source),
+        }
+    )
+
+
+def _verify(
+    drafted: Draft, made: Model, output: Path | None, job: Job, metric: MetricChoice
+) -> Receipt:
+    recipe, source = drafted.recipe, drafted.source
+    subjects = Subjects(
+        source, drafted.prepared, made,
+        source_bytes=_size(source), prepared_bytes=encoded_size(drafted.prepared),
+        output_bytes=_size(source) if drafted.plan.empty else encoded_size(made),
+    )  # fmt: skip
+    measured = verify(
+        subjects,
+        drafted.plan,
+        drafted.test,
+        metric=metric,
+        judge=recipe.verify.output,
+        batch_size=recipe.data.batch_size,
+        threads=recipe.verify.threads,
+        seconds=recipe.verify.seconds,
+        state=recipe.data.state,
+        notes=drafted.notes,
+        progress=job.progress,
+    )
+    readers = {"calibration": drafted.calibration, "test": drafted.test}
+    digests = {name: reader.digest() for name, reader in readers.items() if reader is not None}
+    if job.ranges is not None and len(job.ranges.seen) == 1:
+        digests = {"calibration": next(iter(job.ranges.seen)), **digests}
+    return Receipt(
+        schema=RECEIPT_SCHEMA,
+        onnxq=environment()["onnxq"],
+        source=_facts(source),
+        output=FileFacts(str(output or ""), "", subjects.output_bytes),
+        recipe=recipe,
+        run=RunFacts(job.seed, job.prepare),
+        data=digests,
+        plan=drafted.plan,
+        ranges=drafted.ranges.tensors,
+        measured=measured,
+        gates=check_gates(recipe.budgets, measured),
+        environment=environment(),
+    )
+
+
+def _facts(model: Model) -> FileFacts:
+    return FileFacts(str(model.path or ""), sha256(model), _size(model))
+
+
+def _size(model: Model) -> int:
+    return sum(file.stat().st_size for file in files_of(model)) or encoded_size(model)

@@ -1,0 +1,316 @@
+"""The stages up to the plan: load, prepare, classify, calibrate, plan. Nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from msgspec.structs import replace as with_fields
+
+from onnxq.api.job import Job, Origin
+from onnxq.calibrate import (
+    AUTO,
+    OBSERVERS,
+    Calibration,
+    ObserverSpec,
+    Ranges,
+    Setup,
+    calibrate,
+    movements,
+)
+from onnxq.data import Data, Reader, open_data
+from onnxq.errors import ModelError, UsageError
+from onnxq.graph import MINIMUM_OPSET, Model, load, sha256
+from onnxq.ops import Census, classify, refuse_quantized
+from onnxq.plan import QuantPlan, Recipe, make_plan, tensors_to_observe
+from onnxq.runtime import StateLoop, default_target, prepare
+from onnxq.targets import get_target
+from onnxq.types import Feed, Grid, TensorSpec
+
+# Fewer samples than this seldom show a tensor's whole range.
+FEW_SAMPLES = 16
+# A range that still moved by more than this share of its width deserves a word.
+MOVED = 0.1
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model that is ready to be calibrated.
+
+    Attributes:
+        source: The model as given.
+        prepared: The float model that everything is about.
+        census: What each node is.
+        taps: The tensors that a plan may quantize.
+        recipe: What was asked for, complete.
+    """
+
+    source: Model
+    prepared: Model
+    census: Census
+    taps: tuple[str, ...]
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A run up to its plan: everything is decided, nothing is written.
+
+    Attributes:
+        source: The model as given.
+        prepared: The float model that the plan is about.
+        census: What each node is.
+        ranges: What calibration observed; empty for weights alone.
+        plan: What becomes of each node.
+        recipe: What was asked for, complete.
+        calibration: The calibration samples, if any.
+        test: The test samples, if any.
+        notes: What a reader must know to judge the figures.
+    """
+
+    source: Model
+    prepared: Model
+    census: Census
+    ranges: Ranges
+    plan: QuantPlan
+    recipe: Recipe
+    calibration: Reader | None
+    test: Reader | None
+    notes: tuple[str, ...]
+
+
+def draft(model: str | Path | Model, job: Job) -> Draft:
+    """Load, prepare, classify, calibrate and plan; write nothing.
+
+    Raises:
+        OnnxqError: See ``onnxq.errors`` for the tree.
+    """
+    source = model if isinstance(model, Model) else load(model)
+    refuse_quantized(source)
+    recipe, notes = _complete(job)
+    job = replace(job, recipe=recipe)
+    calibration, test, data_notes = _open_readers(job, source.view().inputs)
+    start = begin(source, job, calibration or test)
+    ranges = Ranges(0, {})
+    if recipe.precision == "int8":
+        observed = job.ranges or observe(start, calibration, job)
+        found, range_notes = _ranges(start, observed, job)
+        ranges, data_notes = found, data_notes + range_notes
+    target = get_target(recipe.target or default_target())
+    plan = make_plan(start.prepared.view(), start.census, ranges.tensors, recipe, target)
+    return Draft(
+        source, start.prepared, start.census, ranges, plan, recipe, calibration, test,
+        notes + data_notes,
+    )  # fmt: skip
+
+
+def begin(source: Model, job: Job, samples: Reader | None) -> Start:
+    """Prepare and classify; the samples are there to compare the prepared model on.
+
+    Raises:
+        ModelError: The opset is too old, and preparing is forbidden.
+        UsageError: A pattern of the recipe matches no node.
+    """
+    recipe = job.recipe
+    feed = _first_feed(samples, source, recipe)
+    prepared = prepare(source, feed) if job.prepare else source
+    if prepared.opset < MINIMUM_OPSET:
+        raise ModelError(
+            f"model '{source.path}' has opset {source.opset}, and per-channel QDQ needs "
+            f"{MINIMUM_OPSET}",
+            "leave out --no-prepare",
+        )
+    view = prepared.view()
+    census = classify(view, get_target(recipe.target or default_target()))
+    # a typo in a pattern fails before the data run
+    taps = tensors_to_observe(view, census, recipe.keep_float, recipe.keep_float_op)
+    return Start(source, prepared, census, taps, recipe)
+
+
+def observe(
+    start: Start,
+    reader: Reader | None,
+    job: Job,
+    *,
+    earlier: Calibration | None = None,
+    keep_histogram: bool = False,
+    journal: Path | None = None,
+) -> Calibration:
+    """Calibrate.
+
+    Args:
+        start: The model.
+        reader: The samples.
+        job: Observer, batch size, workers.
+        earlier: What was observed before, to go on from.
+        keep_histogram: Whether to count values even where only their ends are wanted.
+        journal: A file to keep while the run lasts.
+
+    Raises:
+        OnnxqError: See ``onnxq.errors`` for the tree.
+    """
+    if reader is None:
+        raise UsageError("there are no samples to calibrate with", "give --data")
+    recipe, origin = start.recipe, job.observer_from
+    observer = observer_of(job)
+    observer = with_fields(observer, keep_histogram=keep_histogram)
+    model = sha256(start.source)
+    if earlier is None:
+        earlier = Calibration.empty(
+            model, observer, start.taps, exact=recipe.calibration.exact, base=origin.base
+        )
+    _check_earlier(earlier, model, start)
+    setup = Setup.of(
+        start.prepared.view(),
+        start.taps,
+        earlier.observer,
+        base=origin.base,
+        exact=earlier.exact,
+        state=recipe.data.state,
+        threads=recipe.verify.threads,
+    )
+    return calibrate(
+        start.prepared,
+        reader,
+        setup,
+        earlier,
+        batch_size=recipe.data.batch_size,
+        workers=job.workers,
+        journal=journal,
+        progress=partial(job.progress, "calibrate") if job.progress is not None else None,
+    )
+
+
+def observer_of(job: Job) -> ObserverSpec:
+    """The observer of a job.
+
+    Raises:
+        UsageError: It is Python code, and was named where code is not allowed.
+    """
+    spec = job.recipe.calibration.observer()
+    if spec.name not in OBSERVERS and ":" in spec.name and not job.observer_from.allow_code:
+        raise UsageError(
+            "a recipe that was merely found beside the model may not name Python code "
+            f"('{spec.name}')",
+            "pass it with --recipe or --calibrator",
+        )
+    return spec
+
+
+def open_reader(
+    data: Data, origin: Origin, inputs: tuple[TensorSpec, ...], recipe: Recipe
+) -> Reader:
+    """Open data; states that are fed back need not be in them.
+
+    Raises:
+        DataError: The data are unusable.
+    """
+    return open_data(
+        data,
+        inputs,
+        preprocess=recipe.data.preprocess,
+        base=origin.base,
+        allow_code=origin.allow_code,
+        optional=tuple(recipe.data.state.values()),
+    )
+
+
+def draw(reader: Reader, samples: int, recipe: Recipe, seed: int) -> Reader:
+    """The most samples that are wanted: the first where they are steps of a sequence."""
+    wanted = max(samples, reader.fixed_batch)
+    return reader.take(wanted) if recipe.data.state else reader.sample(wanted, seed)
+
+
+def _complete(job: Job) -> tuple[Recipe, tuple[str, ...]]:
+    """Fill in what the recipe leaves open."""
+    recipe = job.recipe
+    has_ranges = job.calibration_data is not None or job.ranges is not None
+    if recipe.precision == "int8" and not has_ranges:
+        raise UsageError(
+            "precision int8 needs samples to find the activations' ranges with",
+            "give --data, or use --precision int8-weights",
+        )
+    recipe = with_fields(recipe, target=recipe.target or default_target())
+    if recipe.precision is None and not has_ranges:
+        note = "no data: only weights are int8; with --data, activations are quantized too"
+        return with_fields(recipe, precision="int8-weights"), (note,)
+    return with_fields(recipe, precision=recipe.precision or "int8"), ()
+
+
+def _open_readers(
+    job: Job, inputs: tuple[TensorSpec, ...]
+) -> tuple[Reader | None, Reader | None, tuple[str, ...]]:
+    recipe = job.recipe
+    test = calibration = None
+    if job.testing_data is not None:
+        test = open_reader(job.testing_data, job.test_from, inputs, recipe)
+    if job.calibration_data is None:
+        return None, test, ()
+    calibration = open_reader(job.calibration_data, job.data_from, inputs, recipe)
+    notes: tuple[str, ...] = ()
+    if recipe.precision == "int8-weights" or job.ranges is not None:
+        return None, test or calibration, ()  # nothing is calibrated: every sample can judge
+    if test is None:
+        calibration, test = calibration.split(recipe.data.holdout)
+        if test.shared:
+            notes = ("there is only one sample: it was calibrated with and verified with",)
+    elif test.digest() == calibration.digest():
+        notes = ("calibration and test data are the same: the figures flatter the model",)
+    return draw(calibration, recipe.calibration.samples, recipe, job.seed), test, notes
+
+
+def _first_feed(samples: Reader | None, source: Model, recipe: Recipe) -> Feed | None:
+    """One feed, complete with the states that a sequence starts with."""
+    if samples is None:
+        return None
+    view = source.view()
+    loop = StateLoop(recipe.data.state, view.inputs, view.output_names)
+    return loop.complete(next(samples.batches(1)).feed)
+
+
+def _check_earlier(earlier: Calibration, model: str, start: Start) -> None:
+    if earlier.model != model:
+        raise UsageError(
+            "the ranges were observed on another model", "calibrate this one: `onnxq calibrate`"
+        )
+    if tuple(earlier.tensors) != start.taps:
+        raise UsageError(
+            "the ranges are of other tensors of this model",
+            "were other nodes kept float, or was it another target? calibrate anew",
+        )
+
+
+def _ranges(start: Start, observed: Calibration, job: Job) -> tuple[Ranges, tuple[str, ...]]:
+    """The ranges of what was observed, and what is to be said about them."""
+    notes: tuple[str, ...] = ()
+    if job.ranges is not None:
+        if observed.model != sha256(start.source):
+            raise UsageError(
+                "the ranges were observed on another model",
+                "make them for this one with `onnxq calibrate`",
+            )
+        if job.recipe.calibration.method != AUTO:
+            observed = observed.with_observer(observer_of(job))
+        if missing := [tensor for tensor in start.taps if tensor not in observed.tensors]:
+            notes += (
+                f"no ranges of {len(missing)} tensors ('{missing[0]}' is one): the nodes beside "
+                "them stay float; calibrate again with these settings",
+            )
+    grid = get_target(start.recipe.target or default_target()).activation_grid
+    ranges = observed.ranges(grid)
+    if ranges.samples < FEW_SAMPLES:
+        text = f"calibrated with {ranges.samples} samples: ranges may be too narrow for others"
+        return ranges, (*notes, text)
+    return ranges, notes + _unsettled(observed, grid)
+
+
+def _unsettled(observed: Calibration, grid: Grid) -> tuple[str, ...]:
+    late = {t: moved for t, moved in movements(observed, grid).items() if moved > MOVED}
+    if not late:
+        return ()
+    most = max(late, key=lambda tensor: late[tensor])
+    return (
+        f"the last tenth of the calibration samples still moved the range of {len(late)} tensors "
+        f"by more than {MOVED:.0%} ('{most}' by {late[most]:.0%}): more samples may help",
+    )

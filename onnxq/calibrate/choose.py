@@ -1,0 +1,329 @@
+"""From a histogram to a range: percentile, mean and deviation, mean squared error, entropy.
+
+Every function takes a histogram that is not empty and the exact ends, and returns ``(lo, hi)``
+inside them, with ``lo <= 0 <= hi`` wherever the ends have 0 between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxq.calibrate.histogram import Bins, Histogram
+from onnxq.types import Grid
+
+Ends = tuple[float, float]
+Vector = NDArray[np.float64]
+
+# Mean squared error: the share of the values that may lie far outside, and how far that is. The
+# largest of a million values with a normal or Laplace distribution is 1.2 or 1.3 times the
+# magnitude that one in fifty thousand exceeds.
+RARE, FAR = 2e-5, 4.0
+# How far below the largest magnitude a range may end, in octaves: beyond 2^-12 not even a 16 bit
+# grid would gain from clipping outliers.
+_DEEPEST = 12
+# Entropy: bins beside the largest magnitude, as TensorRT has them, and the half width of the
+# window that smooths their counts.
+_ENTROPY_BINS = 2048
+_WINDOW = 32
+# Entropy's thresholds: octaves below the largest magnitude, candidates per octave, and how many of
+# these to both sides make the average that is compared.
+_ENTROPY_OCTAVES, _CANDIDATES, _NEIGHBOURS = 3, 32, 4
+# Entropy: the least share of the values per bin that is told from 0. Prefix sums err by 1e-16.
+_NOTHING = 1e-12
+
+
+def percentile_ends(histogram: Histogram, ends: Ends, percentile: float) -> Ends:
+    """Leave the same small share of the values out at both ends.
+
+    Percentiles follow the linear definition (type 7 of Hyndman and Fan, "Sample Quantiles in
+    Statistical Packages", 1996, NumPy's default), within a bin, whose width is a thousandth of the
+    value.
+    """
+    bins = histogram.bins()
+    up_to = np.cumsum(bins.count)
+    share = 1 - percentile / 100
+    lo, hi = (_quantile(bins, up_to, q) for q in (share, 1 - share))
+    return _inside(lo, hi, ends)
+
+
+def _quantile(bins: Bins, up_to: Vector, q: float) -> float:
+    position = q * (up_to[-1] - 1)
+    below = np.floor(position)
+    low, high = (_order_statistic(bins, up_to, rank) for rank in (below, below + 1))
+    return float(low + (position - below) * (high - low))
+
+
+def _order_statistic(bins: Bins, up_to: Vector, rank: float) -> float:
+    """Estimate the value of a rank from 0, as if each bin held its values evenly spaced."""
+    rank = min(rank, up_to[-1] - 1)
+    at = int(np.searchsorted(up_to, rank, side="right"))
+    into = (rank - (up_to[at] - bins.count[at]) + 0.5) / bins.count[at]
+    return float(bins.left[at] + into * (bins.right[at] - bins.left[at]))
+
+
+def sigma_ends(histogram: Histogram, ends: Ends, sigmas: float) -> Ends:
+    """Mean and so many standard deviations to both sides."""
+    bins = histogram.bins()
+    mean = np.average(bins.center, weights=bins.count)
+    deviation = np.sqrt(np.average((bins.center - mean) ** 2, weights=bins.count))
+    return _inside(mean - sigmas * deviation, mean + sigmas * deviation, ends)
+
+
+def mse_ends(histogram: Histogram, ends: Ends, grid: Grid) -> Ends:
+    """The range whose quantization has the least mean squared error.
+
+    What lies outside is clipped, and errs by its distance. What lies within half a step of zero
+    becomes zero, and errs by itself. Everything else errs by ``step^2 / 12`` on average (Bennett,
+    "Spectra of quantized signals", 1948). Banner et al., "Post training 4-bit quantization of
+    convolutional networks" (2019), minimise the same sum for known distributions. Counting the
+    rounding errors of a sample one by one instead would move the flat minimum by some percent from
+    sample to sample; they are counted once, at the end, to keep the whole range where clipping
+    gains nothing.
+
+    A handful of values far outside counts as if it lay nearer (``_tamed``): ten of a million at a
+    hundred times the range of the others would else be worth a range that rounds all others to
+    nothing.
+    """
+    bins = _tamed(histogram.bins())
+    negative, positive = bins.right <= 0, bins.left >= 0
+    below = _Side(-bins.center[negative][::-1], bins.count[negative][::-1], -ends[0])
+    above = _Side(bins.center[positive], bins.count[positive], ends[1])
+    near = np.abs(bins.center).argsort()
+    rounded = _Rounded(np.abs(bins.center[near]), bins.count[near])
+
+    def best(lo: Vector, hi: Vector) -> tuple[float, float]:
+        """The best pair of the candidates, both as magnitudes."""
+        if grid.symmetric:
+            error = below.clipped(hi) + above.clipped(hi) + rounded.error(hi / grid.steps)
+            at = int(error.argmin())
+            return float(hi[at]), float(hi[at])
+        step = (lo[:, None] + hi) / grid.steps
+        error = below.clipped(lo)[:, None] + above.clipped(hi) + rounded.error(step)
+        row, column = np.unravel_index(int(error.argmin()), error.shape)
+        return float(lo[row]), float(hi[column])
+
+    whole = max(-float(bins.left[0]), 0.0), max(float(bins.right[-1]), 0.0)
+    whole = min(whole[0], max(-ends[0], 0.0)), min(whole[1], max(ends[1], 0.0))
+    if grid.symmetric:
+        whole = max(whole), max(whole)
+    coarse = 2.0 ** -np.arange(0, _DEEPEST, 1 / 8)
+    lo, hi = best(whole[0] * coarse, whole[1] * coarse)
+    fine = 2.0 ** np.linspace(-1 / 8, 1 / 8, 129)
+    lo, hi = best(
+        np.unique(np.minimum(lo * fine, whole[0])), np.unique(np.minimum(hi * fine, whole[1]))
+    )
+    # Bennett's step^2 / 12 is wrong where few steps hold all values: the real errors decide there.
+    # A tenth is far more than the errors of two samples of one tensor differ by.
+    if _squared_error(bins, whole, grid) < 0.9 * _squared_error(bins, (lo, hi), grid):
+        lo, hi = whole
+    return _inside(-lo, hi, ends)
+
+
+def _tamed(bins: Bins) -> Bins:
+    """Magnitudes, at most ``FAR`` times the one that all but the rarest values stay below.
+
+    The tails of common distributions stay far below that limit, so that this leaves them alone.
+    """
+    magnitude = np.abs(bins.center)
+    order = magnitude.argsort()
+    ordinary = int(np.searchsorted(np.cumsum(bins.count[order]), (1 - RARE) * bins.count.sum()))
+    limit = FAR * magnitude[order[min(ordinary, len(order) - 1)]]
+    if not limit:  # almost all is zero: the few others are what the tensor is about
+        return bins
+    return Bins(np.clip(bins.left, -limit, limit), np.clip(bins.right, -limit, limit), bins.count)
+
+
+class _Side:
+    """The values on one side of zero: what clipping them costs, from prefix sums.
+
+    Args:
+        magnitude: Ascending.
+        count: How many values each stands for.
+        end: The largest magnitude; not above 0 where there are none on this side.
+    """
+
+    def __init__(self, magnitude: Vector, count: Vector, end: float) -> None:
+        self._magnitude = magnitude
+        self._empty = end <= 0
+        powers = (count, count * magnitude, count * magnitude**2)
+        self._above = [np.append(np.cumsum(p[::-1])[::-1], 0.0) for p in powers]
+
+    def clipped(self, threshold: Vector) -> Vector:
+        """Sum of squared distances of what lies beyond each threshold."""
+        if self._empty:
+            return np.zeros_like(threshold)
+        at = np.searchsorted(self._magnitude, threshold, side="right")
+        number, sums, squares = (above[at] for above in self._above)
+        cost: Vector = np.maximum(squares - 2 * threshold * sums + threshold**2 * number, 0.0)
+        return cost
+
+
+class _Rounded:
+    """The values by magnitude: what rounding them to a grid costs, from prefix sums."""
+
+    def __init__(self, magnitude: Vector, count: Vector) -> None:
+        self._magnitude = magnitude
+        self._squares = np.append(0.0, np.cumsum(count * magnitude**2))
+        self._beyond = np.append(np.cumsum(count[::-1])[::-1], 0.0)
+
+    def error(self, step: Vector) -> Vector:
+        """Sum of squared errors at each step."""
+        at = np.searchsorted(self._magnitude, step / 2)
+        return self._squares[at] + self._beyond[at] * step**2 / 12
+
+
+def _squared_error(bins: Bins, magnitudes: tuple[float, float], grid: Grid) -> float:
+    """Sum of the squared errors of quantizing the middles of the bins."""
+    return float((bins.count * quantization_error(bins.center, magnitudes, grid) ** 2).sum())
+
+
+def quantization_error(values: Vector, magnitudes: tuple[float, float], grid: Grid) -> Vector:
+    """What quantizing and dequantizing changes values by.
+
+    Args:
+        values: The values.
+        magnitudes: How far the range reaches to both sides of 0, neither negative.
+        grid: The integers.
+    """
+    below, above = magnitudes
+    if grid.symmetric:
+        step, first = max(below, above) / grid.steps, -grid.steps
+        last = grid.steps
+    else:
+        step = (below + above) / grid.steps
+        first = -int(np.rint(below / step)) if step else 0
+        last = first + grid.steps
+    if not step:
+        return -values
+    return np.clip(np.rint(values / step), first, last) * step - values
+
+
+def entropy_ends(histogram: Histogram, ends: Ends, grid: Grid) -> Ends:
+    """The range whose quantized distribution diverges least from the float one.
+
+    Migacz, "8-bit inference with TensorRT" (2017): over bins up to the largest magnitude, take the
+    threshold with the least Kullback-Leibler divergence between the distribution, all that lies
+    outside added to the last bin, and the same without that, evened out within each level of the
+    grid. An asymmetric grid's levels span both ends; each end is then searched with the other at
+    its extreme.
+
+    The minimum is flat, so that in the original it is the noise of single bins and the way in which
+    bins fall into levels that decide: by a fifth of the range from one sample of a tensor to the
+    next. Therefore counts are smoothed by a triangular window first (two boxes of 65 bins; the last
+    bin, where a Clip gathers values, stays as it is), levels may end inside a bin, and divergences
+    are averaged over nine thresholds, an eighth of an octave to both sides. Two samples of a real
+    activation then differ by less than a hundredth.
+
+    A last level that holds nothing makes the divergence not infinite but large, by 28 nats
+    (``_NOTHING``) of what lies outside: otherwise a range could not end between most values and a
+    few outliers. And zeros, which every grid represents, are left out: they would be smeared over a
+    level.
+    """
+    levels = grid.steps + 1
+    if levels >= _ENTROPY_BINS:
+        return ends  # a level holds one bin: nothing is lost inside the range
+    bins = histogram.bins()
+    bins = Bins(*(column[bins.center != 0] for column in (bins.left, bins.right, bins.count)))
+    if bins.count.sum() < levels:
+        return ends  # too few to tell a distribution
+    if grid.symmetric or ends[0] >= 0 or ends[1] <= 0:
+        reach = max(abs(ends[0]), abs(ends[1]))
+        hi = _Divergence(np.abs(bins.center), bins.count, reach, 0.0).best(levels)
+        return _inside(-hi, hi, ends)
+    hi = _Divergence(bins.center, bins.count, ends[1], -ends[0]).best(levels)
+    lo = _Divergence(-bins.center, bins.count, -ends[0], ends[1]).best(levels)
+    return _inside(-lo, hi, ends)
+
+
+class _Divergence:
+    """The divergence of ranges ``[-behind, threshold]``.
+
+    Args:
+        values: The middles of the bins.
+        count: How many values each stands for.
+        reach: The largest value: thresholds lie at or below it.
+        behind: How far the range reaches to the other side of 0.
+    """
+
+    def __init__(self, values: Vector, count: Vector, reach: float, behind: float) -> None:
+        # a power of two, so that no bin of the histogram lies in two of these
+        self._width = 2.0 ** np.ceil(np.log2(max(reach, behind))) / _ENTROPY_BINS
+        self._reach, self._start = reach / self._width, -behind / self._width
+        first = int(np.floor(self._start))
+        place = np.floor(values / self._width).astype(np.int64) - first
+        size = int(np.ceil(self._reach)) - first + 1
+        share = np.bincount(np.clip(place, 0, size - 1), count, size) / count.sum()
+        # What a Clip gathers at the end is no noise: it stays where it is.
+        end = min(int(np.floor(self._reach)) - first, size - 1)
+        gathered, share[end] = share[end], 0.0
+        share = _smooth(share)
+        share[end] += gathered
+        self._first, self._share = first, share
+        self._up_to = np.append(0.0, np.cumsum(share))
+        self._information = np.append(0.0, np.cumsum(share * _log(share)))
+
+    def best(self, levels: int) -> float:
+        """The threshold of least divergence."""
+        octaves = np.arange(0, _ENTROPY_OCTAVES, 1 / _CANDIDATES)
+        found = self._of(self._reach * 2.0**-octaves, levels)
+        # mirrored at the ends through the end itself, so that a slope stays one
+        padded = np.pad(found, _NEIGHBOURS, mode="reflect", reflect_type="odd")
+        sums = np.append(0.0, np.cumsum(padded))
+        width = 2 * _NEIGHBOURS + 1
+        found = (sums[width:] - sums[:-width]) / width
+        at = int(found.argmin())
+        best = float(octaves[at])
+        if 0 < at < len(found) - 1:  # the lowest point of the parabola through the three
+            before, least, after = found[at - 1 : at + 2]
+            bend = before - 2 * least + after
+            best += float((before - after) / (2 * bend) / _CANDIDATES) if bend > 0 else 0.0
+        return float(self._reach * 2.0**-best * self._width)
+
+    def _of(self, threshold: Vector, levels: int) -> Vector:
+        """Divergence of each threshold, in bins from 0."""
+        size = (threshold - self._start) / levels
+        borders = self._start + size[:, None] * np.arange(levels + 1)
+        held = np.diff(self._interpolate(self._up_to, borders), axis=1)
+        inside = held.sum(axis=1)
+        outside = np.maximum(self._up_to[-1] - inside, 0.0)
+        # The reference: all bins but the last, and the last with everything outside.
+        last = self._interpolate(self._up_to, threshold) + outside
+        last -= self._interpolate(self._up_to, threshold - 1)
+        reference = self._interpolate(self._information, threshold - 1) + last * _log(last)
+        # The candidate: evened out within each level.
+        density = _log(held / size[:, None] / np.maximum(inside, 1e-30)[:, None])
+        divergence: Vector = reference - (held * density).sum(axis=1) - outside * density[:, -1]
+        return divergence
+
+    def _interpolate(self, sums: Vector, place: Vector) -> Vector:
+        """Prefix sums at places inside bins."""
+        place = np.clip(place - self._first, 0, len(self._share))
+        at = np.minimum(place.astype(np.int64), len(self._share) - 1)
+        found: Vector = sums[at] + (place - at) * (sums[at + 1] - sums[at])
+        return found
+
+
+def _log(values: Vector) -> Vector:
+    """Logarithm, of 0 that of next to nothing: such terms are multiplied by 0, or must be dear."""
+    return np.log(np.maximum(values, _NOTHING))
+
+
+def _smooth(counts: Vector) -> Vector:
+    """Two boxes of ``2 * _WINDOW + 1`` bins, mirrored at both ends, so that the sum stays."""
+    width = 2 * _WINDOW + 1
+    for _ in range(2):
+        sums = np.cumsum(np.pad(counts, (_WINDOW + 1, _WINDOW), mode="symmetric"))
+        counts = (sums[width:] - sums[:-width]) / width
+    return counts
+
+
+def _inside(lo: float, hi: float, ends: Ends) -> Ends:
+    if ends[0] <= 0 <= ends[1]:
+        lo, hi = min(lo, 0.0), max(hi, 0.0)
+    return min(max(float(lo), ends[0]), ends[1]), max(min(float(hi), ends[1]), ends[0])
+
+
+Chooser = Callable[[Histogram, Ends, Grid], Ends]

@@ -1,0 +1,156 @@
+"""A histogram whose bins are as fine, beside a value, as that value is large."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_MANTISSA_BITS = 23
+# The bits of -0.0, and of what is too small to be told from it, without the last 13.
+_NEGATIVE_ZERO = np.uint32(1 << 18)
+# Values at a time: what they and their places take stays in a core's cache.
+_PIECE = 2**17
+
+
+@dataclass(frozen=True)
+class Bins:
+    """The bins that hold something, in ascending order; zero is a bin without width.
+
+    Attributes:
+        left: Lower edges, float64 of shape ``(n,)``.
+        right: Upper edges, float64 of shape ``(n,)``.
+        count: How many values each bin stands for, float64 of shape ``(n,)``.
+    """
+
+    left: NDArray[np.float64]
+    right: NDArray[np.float64]
+    count: NDArray[np.float64]
+
+    @property
+    def center(self) -> NDArray[np.float64]:
+        """Middle of each bin."""
+        return (self.left + self.right) / 2
+
+
+class Histogram:
+    """Counts of float32 values in bins that the bits of a float name.
+
+    An octave ``[2^e, 2^(e+1))`` has 1,024 equal bins: sign, exponent and the first ten bits of the
+    mantissa are the bin. The sixteen octaves below the largest value are kept apart; smaller values
+    are counted together, zeros by themselves. What is counted thus depends neither on the order of
+    the values nor on how they were grouped, outliers do not coarsen the bins of the others, and the
+    size is fixed (256 KB).
+
+    Attributes:
+        counts: int64 of shape ``(2, OCTAVES * PER_OCTAVE)``: negative and positive values, by
+            ascending magnitude.
+        small: int64 of shape ``(2,)``: negative and positive values below these octaves.
+        zeros: How many values are 0.
+        top: Biased exponent of the highest octave.
+    """
+
+    OCTAVES: ClassVar[int] = 16
+    PER_OCTAVE: ClassVar[int] = 1024
+
+    _SHIFT: ClassVar[np.uint32] = np.uint32(_MANTISSA_BITS - 10)
+    _SIZE: ClassVar[int] = OCTAVES * PER_OCTAVE
+
+    def __init__(self) -> None:
+        self.counts: NDArray[np.int64] = np.zeros((2, self._SIZE), np.int64)
+        self.small: NDArray[np.int64] = np.zeros(2, np.int64)
+        self.zeros = 0
+        self.top = 0
+
+    @property
+    def total(self) -> int:
+        """How many values were counted."""
+        return int(self.counts.sum() + self.small.sum()) + self.zeros
+
+    def add(self, values: NDArray[np.float32], weight: int = 1) -> None:
+        """Count finite values, contiguous float32 of shape ``(n,)``, each so many times."""
+        for start in range(0, len(values), _PIECE):
+            self._add(values[start : start + _PIECE], weight)
+
+    def _add(self, values: NDArray[np.float32], weight: int) -> None:
+        bits = values.view(np.uint32)
+        # as int32: adding a negative base must not wrap
+        place = ((bits & _MAGNITUDE) >> self._SHIFT).view(np.int32)
+        self._raise_top(int(place.max()) // self.PER_OCTAVE)
+        zeros, negative_zeros = int(np.count_nonzero(place == 0)), 0
+        place += np.int32(1 - self._base)
+        zero = max(1 - self._base, 0)  # above 0 where the octaves reach below the subnormal numbers
+        np.maximum(place, 0, out=place)  # place 0: all that is small
+        if values.min() < 0:
+            place += (bits >> np.uint32(31)).view(np.int32) * np.int32(self._SIZE + 1)
+            negative_zeros = int(np.count_nonzero((bits >> self._SHIFT) == _NEGATIVE_ZERO))
+        counted = np.bincount(place, minlength=self._SIZE + 1)
+        counted[zero] -= zeros - negative_zeros
+        sides = [(1, counted[: self._SIZE + 1])]
+        if len(counted) > self._SIZE + 1:
+            counted[self._SIZE + 1 + zero] -= negative_zeros
+            sides.append((0, counted[self._SIZE + 1 :]))
+        for side, found in sides:
+            self.small[side] += weight * found[0]
+            self.counts[side, : len(found) - 1] += weight * found[1:]
+        self.zeros += zeros * weight
+
+    def merge(self, other: Self) -> None:
+        """Add the counts of another histogram."""
+        self._raise_top(other.top)
+        lifted = type(self)()
+        lifted.counts, lifted.small, lifted.top = other.counts, other.small.copy(), other.top
+        lifted._raise_top(self.top)
+        self.counts = self.counts + lifted.counts
+        self.small = self.small + lifted.small
+        self.zeros += other.zeros
+
+    def bins(self) -> Bins:
+        """The bins that hold something, in ascending order."""
+        edges = _edges(self.top, self.OCTAVES, self.PER_OCTAVE)
+        negative, positive = (np.flatnonzero(side) for side in self.counts)
+        least = edges[0]
+        parts: tuple[tuple[ArrayLike, ...], ...] = (
+            (-edges[negative + 1][::-1], -edges[negative][::-1], self.counts[0, negative][::-1]),
+            ([-least], [0.0], self.small[:1]),
+            ([0.0], [0.0], [self.zeros]),
+            ([0.0], [least], self.small[1:]),
+            (edges[positive], edges[positive + 1], self.counts[1, positive]),
+        )
+        left, right, count = (
+            np.concatenate([np.asarray(part, np.float64) for part in column])
+            for column in zip(*parts, strict=True)
+        )
+        held = count > 0
+        return Bins(left[held], right[held], count[held])
+
+    @property
+    def _base(self) -> int:
+        """Sign-less bits, without the last 13, of the lowest bin that is kept apart."""
+        return (self.top - self.OCTAVES + 1) * self.PER_OCTAVE
+
+    def _raise_top(self, top: int) -> None:
+        """Keep the octaves below a higher one: the lowest join what is small."""
+        octaves = min(top - self.top, self.OCTAVES)
+        if octaves <= 0:
+            return
+        gone = octaves * self.PER_OCTAVE
+        lifted = np.zeros_like(self.counts)
+        lifted[:, : self._SIZE - gone] = self.counts[:, gone:]
+        self.small = self.small + self.counts[:, :gone].sum(axis=1)
+        self.counts, self.top = lifted, top
+
+
+@lru_cache(maxsize=64)
+def _edges(top: int, octaves: int, per_octave: int) -> NDArray[np.float64]:
+    """Lower edge of every bin of one side, by magnitude, and the upper edge of the last."""
+    places = np.arange(octaves * per_octave + 1) + (top - octaves + 1) * per_octave
+    exponent, mantissa = np.divmod(places, per_octave)
+    edges = np.ldexp(1 + mantissa / per_octave, exponent - 127)
+    # Exponent 0 is that of the subnormal numbers, without the hidden one; nothing lies below.
+    subnormal = np.ldexp(mantissa / per_octave, -126)
+    return np.where(exponent > 0, edges, np.where(exponent == 0, subnormal, 0.0))
