@@ -58,7 +58,7 @@ class Job:
     metric_from: Origin = Origin()
     observer_from: Origin = Origin()
     ranges: Calibration | None = None
-    workers: Workers = Workers()
+    workers: Workers = field(default_factory=Workers)
     prepare: bool = True
     seed: int = 0
     progress: Progress | None = None

@@ -79,7 +79,8 @@ def quantize(
     Args:
         model: A path, or a model that was loaded.
         data: Calibration data: a path, or Python objects, in any form that
-            ``onnxq.data.open_data`` takes. Wins over the recipe's. The tail is held back to verify with, unless there are test data.
+            ``onnxq.data.open_data`` takes. Wins over the recipe's. The tail is held back to verify
+            with, unless there are test data.
         test_data: Test data, in the same forms. Wins over the recipe's.
         recipe: A recipe, or the path of one; without it, the one beside the model, if any.
         ranges: What was observed before (``calibrate_model``, ``load_ranges``); then nothing is

@@ -161,6 +161,13 @@ def observe(
             model, observer, start.taps, exact=recipe.calibration.exact, base=origin.base
         )
     _check_earlier(earlier, model, start)
+    if recipe.calibration.exact and not earlier.exact:
+        raise UsageError(
+            "the ranges to go on from are of a sample of each tensor, and not exact",
+            "leave out --exact, or calibrate anew",
+        )
+    if recipe.calibration.method not in (AUTO, earlier.observer.name):
+        earlier = earlier.with_observer(observer)
     setup = Setup.of(
         start.prepared.view(),
         start.taps,

@@ -92,13 +92,15 @@ class Calibration:
         """How many samples were seen."""
         return sum(stop - start for spans in self.seen.values() for start, stop in spans)
 
+    def copy(self) -> Calibration:
+        """The same, with observers of its own."""
+        tensors = {t: Pair(p.body.copy(), p.tail.copy()) for t, p in self.tensors.items()}
+        return replace(self, tensors=tensors)
+
     def whole(self, tensor: str) -> Watch:
         """Everything that was observed of a tensor."""
         pair = self.tensors[tensor]
-        factory = self.observer.factory(self.base)
-        whole = Watch.of(pair.body.state(), factory)
-        whole.merge(pair.tail)
-        return whole
+        return pair.body.joined(pair.tail)
 
     def resolved(self) -> Calibration:
         """The same, read by the observer that ``auto`` stands for with so many samples."""
@@ -132,13 +134,12 @@ class Calibration:
                     f"both saw samples {shared[0]} to {shared[1] - 1} of the same data",
                     "merge each sample once",
                 )
-        factory = self.observer.factory(self.base)
         tensors = {}
         for tensor, pair in self.tensors.items():
-            body, tail = (Watch.of(w.state(), factory) for w in (pair.body, pair.tail))
-            body.merge(other.tensors[tensor].body)
-            tail.merge(other.tensors[tensor].tail)
-            tensors[tensor] = Pair(body, tail)
+            others_pair = other.tensors[tensor]
+            tensors[tensor] = Pair(
+                pair.body.joined(others_pair.body), pair.tail.joined(others_pair.tail)
+            )
         streams = sorted({*self.seen, *other.seen})
         seen = {
             stream: joined_spans([*self.seen.get(stream, ()), *other.seen.get(stream, ())])
@@ -304,5 +305,6 @@ def _saved(data: bytes, where: str) -> _Saved:
 def _pair(state: Mapping[str, Any], factory: Factory) -> Pair:
     body, tail = (Watch.of(from_json(state[part]), factory) for part in ("body", "tail"))
     for watch in (body, tail):
+        watch.ends.check()
         Watch(factory).merge(watch)  # what cannot be merged is no state
     return Pair(body, tail)

@@ -91,8 +91,8 @@ def mse_ends(histogram: Histogram, ends: Ends, grid: Grid) -> Ends:
     negative, positive = bins.right <= 0, bins.left >= 0
     below = _Side(-bins.center[negative][::-1], bins.count[negative][::-1], -ends[0])
     above = _Side(bins.center[positive], bins.count[positive], ends[1])
-    near = np.abs(bins.center).argsort()
-    rounded = _Rounded(np.abs(bins.center[near]), bins.count[near])
+    order = np.abs(bins.center).argsort(kind="stable")
+    rounded = _Rounded(np.abs(bins.center[order]), bins.count[order])
 
     def best(lo: Vector, hi: Vector) -> tuple[float, float]:
         """The best pair of the candidates, both as magnitudes."""
@@ -109,12 +109,12 @@ def mse_ends(histogram: Histogram, ends: Ends, grid: Grid) -> Ends:
     whole = min(whole[0], max(-ends[0], 0.0)), min(whole[1], max(ends[1], 0.0))
     if grid.symmetric:
         whole = max(whole), max(whole)
-    coarse = 2.0 ** -np.arange(0, _DEEPEST, 1 / 8)
+    coarse = 2.0 ** -np.arange(0, _DEEPEST, 1 / 4)
     lo, hi = best(whole[0] * coarse, whole[1] * coarse)
-    fine = 2.0 ** np.linspace(-1 / 8, 1 / 8, 129)
-    lo, hi = best(
-        np.unique(np.minimum(lo * fine, whole[0])), np.unique(np.minimum(hi * fine, whole[1]))
-    )
+    for octaves, steps in ((1 / 4, 16), (1 / 64, 8)):  # nearer and nearer, to 1/512 octave
+        near: Vector = 2.0 ** np.linspace(-octaves, octaves, 2 * steps + 1)
+        pairs = zip((lo, hi), whole, strict=True)
+        lo, hi = best(*(np.unique(np.minimum(end * near, most)) for end, most in pairs))
     # Bennett's step^2 / 12 is wrong where few steps hold all values: the real errors decide there.
     # A tenth is far more than the errors of two samples of one tensor differ by.
     if _squared_error(bins, whole, grid) < 0.9 * _squared_error(bins, (lo, hi), grid):
@@ -128,7 +128,7 @@ def _tamed(bins: Bins) -> Bins:
     The tails of common distributions stay far below that limit, so that this leaves them alone.
     """
     magnitude = np.abs(bins.center)
-    order = magnitude.argsort()
+    order = magnitude.argsort(kind="stable")  # two runs in order: merged, not sorted
     ordinary = int(np.searchsorted(np.cumsum(bins.count[order]), (1 - RARE) * bins.count.sum()))
     limit = FAR * magnitude[order[min(ordinary, len(order) - 1)]]
     if not limit:  # almost all is zero: the few others are what the tensor is about

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxq.calibrate.observers import Tap
 from onnxq.calibrate.registry import ObserverSpec
-from onnxq.calibrate.sample import by_sample, join_taps, take_tap
+from onnxq.calibrate.sample import join_taps, take_tap
 from onnxq.calibrate.watch import Watch
 from onnxq.graph import GraphView, Model, deserialize, load
 from onnxq.runtime import TappedSession
@@ -113,7 +113,7 @@ def watch_portion(session: TappedSession, setup: Setup, portion: Portion) -> Wat
                 )  # fmt: skip
                 watches[tensor].finite &= ordinary
                 if tap is not None:
-                    tap = by_sample(tap, rows) if rows > len(names) == 1 else tap
+                    tap = _as_one(tap, first) if rows > len(names) == 1 else tap
                     waiting.setdefault(tensor, []).append(tap)
                 del values  # the next run needs its room
             if setup.exact or number % _JOINED == _JOINED - 1:
@@ -128,6 +128,12 @@ def _rows(values: Array, samples: int) -> int:
     if not values.ndim or samples not in (1, len(values)):
         return 1
     return max(1, len(values))
+
+
+def _as_one(tap: Tap, number: int) -> Tap:
+    """The tap of a feed that holds several rows: the feed is the sample there."""
+    lows, highs = tap.lows.min(keepdims=True), tap.highs.max(keepdims=True)
+    return replace(tap, first=number, lows=lows, highs=highs, numbers=())
 
 
 def _show(waiting: dict[str, list[Tap]], watches: Watches) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import ClassVar, Self
 
 import numpy as np
@@ -31,7 +31,7 @@ class Bins:
     right: NDArray[np.float64]
     count: NDArray[np.float64]
 
-    @property
+    @cached_property
     def center(self) -> NDArray[np.float64]:
         """Middle of each bin."""
         return (self.left + self.right) / 2
@@ -102,8 +102,8 @@ class Histogram:
     def merge(self, other: Self) -> None:
         """Add the counts of another histogram."""
         self._raise_top(other.top)
-        lifted = type(self)()
-        lifted.counts, lifted.small, lifted.top = other.counts, other.small.copy(), other.top
+        lifted = type(self).__new__(type(self))  # without arrays of its own
+        lifted.counts, lifted.small, lifted.top = other.counts, other.small, other.top
         lifted._raise_top(self.top)
         self.counts = self.counts + lifted.counts
         self.small = self.small + lifted.small
@@ -137,6 +137,9 @@ class Histogram:
         """Keep the octaves below a higher one: the lowest join what is small."""
         octaves = min(top - self.top, self.OCTAVES)
         if octaves <= 0:
+            return
+        if not self.counts.any():
+            self.top = top
             return
         gone = octaves * self.PER_OCTAVE
         lifted = np.zeros_like(self.counts)

@@ -22,6 +22,11 @@ from onnxq.types import Grid
 
 Float32 = NDArray[np.float32]
 
+# Bounds of a state that data can leave. Exponents are biased; 255 is that of infinities.
+_LARGEST, _TOP, _TOTAL = float(np.finfo(np.float32).max), 254, 2**62
+# Of 2^63 samples, and of the least that 1 - momentum and 1 / warmup can be.
+_LEVELS, _LEAST_WEIGHT = 63, 1e-20
+
 
 @dataclass(frozen=True)
 class Stratum:
@@ -117,6 +122,16 @@ class MinMaxObserver:
         del grid
         return self.ends
 
+    def check(self) -> None:
+        """Look at a state that was read from a file, which may say anything.
+
+        Raises:
+            ValueError: No data can leave it.
+        """
+        unseen = self.ends == (math.inf, -math.inf)
+        if not (unseen or -_LARGEST <= self.min <= self.max <= _LARGEST):
+            raise ValueError(f"the ends are {self.min} and {self.max}")
+
 
 class HistogramObserver(MinMaxObserver):
     """The ends, and a histogram of the values. By itself its range is that of the ends.
@@ -141,6 +156,21 @@ class HistogramObserver(MinMaxObserver):
         """Fold in what another observer has seen."""
         super().merge(other)
         self.histogram.merge(other.histogram)
+
+    def check(self) -> None:
+        """Look at a state that was read from a file, which may say anything.
+
+        Raises:
+            ValueError: No data can leave it.
+        """
+        super().check()
+        held = self.histogram
+        counts = np.concatenate([held.counts.ravel(), held.small]).astype(np.float64)
+        total = counts.sum() + held.zeros
+        if not 0 <= held.top <= _TOP or min(counts.min(), held.zeros) < 0 or total > _TOTAL:
+            raise ValueError("the histogram holds what cannot be counted")
+        if (total > 0) != (self.min <= self.max):
+            raise ValueError(f"{total:.0f} values between {self.min} and {self.max}")
 
 
 class PercentileObserver(HistogramObserver):
@@ -337,6 +367,24 @@ class MovingAverageObserver(MinMaxObserver):
             averages = _Averages(self.streams.setdefault(stream, {}))
             for level, number, run in _Averages(runs).items():
                 averages.add(level, number, run)
+
+    def check(self) -> None:
+        """Look at a state that was read from a file, which may say anything.
+
+        Raises:
+            ValueError: No data can leave it.
+        """
+        super().check()
+        if bool(self.streams) != (self.min <= self.max) or not all(self.streams.values()):
+            raise ValueError("an average of nothing")
+        for runs in self.streams.values():
+            for key, (keep, weight, lo, hi) in runs.items():
+                level, number = map(int, key.split("/"))
+                if not (0 <= level <= _LEVELS and 0 <= number <= 2**_LEVELS):
+                    raise ValueError(f"there is no run {key}")
+                ends = max(abs(lo), abs(hi)) <= _LARGEST
+                if not (0 <= keep <= 1 and _LEAST_WEIGHT <= weight <= 2 and ends):
+                    raise ValueError(f"run {key} is no average")
 
     def range(self, grid: Grid) -> Ends:
         """The averages after the last sample; a stream counts as its samples do."""

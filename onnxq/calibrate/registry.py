@@ -20,6 +20,7 @@ from onnxq.calibrate.observers import (
     PercentileObserver,
     SigmaObserver,
 )
+from onnxq.calibrate.state import state_of
 from onnxq.data import find_function, parse_code, user_code
 from onnxq.errors import UsageError
 
@@ -85,8 +86,27 @@ class ObserverSpec(msgspec.Struct, frozen=True):
             with user_code(f"observer '{self.name}' cannot be made"):
                 return kind(**self.options)
 
-        make()  # a wrong option fails here, not after the first batch
+        first = make()  # a wrong option fails here, not after the first batch
+        if not own:
+            _check_class(self.name, first)
         return make
+
+
+def _check_class(name: str, observer: object) -> None:
+    """Refuse a user's class that could not be used to the end."""
+    for method in ("observe", "merge", "range"):
+        if not callable(getattr(observer, method, None)):
+            raise UsageError(
+                f"observer '{name}' has no method '{method}'", "it needs observe, merge and range"
+            )
+    if not hasattr(observer, "__dict__"):
+        raise UsageError(f"observer '{name}' has __slots__", "leave them out: they are not saved")
+    try:
+        state_of(observer)
+    except RecursionError as error:
+        raise UsageError(
+            f"observer '{name}' has an attribute that holds itself, which cannot be saved"
+        ) from error
 
 
 def _check_types(spec: ObserverSpec, known: Mapping[str, inspect.Parameter]) -> None:

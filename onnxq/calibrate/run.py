@@ -136,10 +136,10 @@ def calibrate(
     parts = _parts(size, reader.fixed_batch, run.portion, sequence=bool(setup.state))
     run.choose_rows(reader, first.feed, batch_size)
     sizes = dict(sorted({**start.sizes, stream: reader.size}.items()))
-    fresh = replace(
-        decode(encode(start), "start", start.base, code=start.observer.name), sizes=sizes
-    )
-    log = _Journal(journal, _key(fresh, setup, stream, parts, first.feed))
+    fresh = replace(start.copy(), sizes=sizes)
+    log = _Journal(journal)
+    if journal is not None:
+        log.name(_key(fresh, setup, stream, parts, first.feed))
     total = _Total(log.read(fresh), stream)
     left = [part for part in parts if not _covers(total.spans, part)]
     done = _Counter(total.done, size, progress)
@@ -400,10 +400,14 @@ class _Journal:
     It is written seldom enough to cost little, and once more when the run fails.
     """
 
-    def __init__(self, path: Path | None, key: str) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._path, self._next = path, 0.0
-        self._head = f"onnxq journal {key}\n".encode()
+        self._head = b""
         self._written: Calibration | None = None
+
+    def name(self, key: str) -> None:
+        """Say which run it is of."""
+        self._head = f"onnxq journal {key}\n".encode()
 
     def read(self, start: Calibration) -> Calibration:
         """What an earlier run with the same key finished; the start if there is none."""

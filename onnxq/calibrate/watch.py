@@ -27,6 +27,7 @@ class Watch:
     """
 
     def __init__(self, factory: Factory) -> None:
+        self._factory = factory
         self.observer = factory()
         # a user's class may be derived from one of onnxq's, and is guarded all the same
         self._own = type(self.observer).__module__ == MinMaxObserver.__module__
@@ -53,6 +54,19 @@ class Watch:
         self.ends.merge(other.ends)
         with user_code(f"observer {type(self.observer).__name__} failed"):
             self.observer.merge(other.observer)
+
+    def copy(self) -> Self:
+        """The same, with an observer of its own."""
+        if self.seen or not self.finite:
+            return self.of(self.state(), self._factory)
+        return type(self)(self._factory)
+
+    def joined(self, other: Self) -> Self:
+        """What both have seen."""
+        both = type(self)(self._factory)
+        both.merge(self)
+        both.merge(other)
+        return both
 
     @property
     def seen(self) -> bool:

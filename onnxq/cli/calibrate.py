@@ -129,12 +129,15 @@ def run(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands over
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write."
 )
+@click.option("--calibrator", metavar="NAME", help="Your own observer that the files are by.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def merge_files(files: tuple[Path, ...], output: Path, force: bool, quiet: bool) -> None:
+def merge_files(
+    files: tuple[Path, ...], output: Path, calibrator: str | None, force: bool, quiet: bool
+) -> None:
     """Merge the ranges of several FILES, which saw different samples, in any order."""
     check_writable(output, list(files), force=force)
-    found = merge_ranges([load_ranges(path) for path in files])
+    found = merge_ranges([load_ranges(path, code=calibrator or "") for path in files])
     save_ranges(found, output)
     if not quiet:
         Console().print(calibration_verdict(describe(found, Grid())))
@@ -151,8 +154,8 @@ def show_file(
     file: Path, calibrator: str | None, bits: int | None, symmetric: bool, as_json: bool
 ) -> None:
     """Show what FILE says of every tensor."""
-    found = load_ranges(file)
-    if calibrator is not None:
+    found = load_ranges(file, code=calibrator or "")
+    if calibrator is not None and calibrator != found.observer.name:
         settings = CalibrationSettings().with_method(calibrator)
         found = found.with_observer(settings.observer())
     grid = _grid(Grid(), {"bits": bits, "symmetric": symmetric})

@@ -26,6 +26,9 @@ _NOT_THEIRS = {
     "<frozen importlib._bootstrap_external>",
 }
 
+# Modules of files that were imported, with time and size of the file at that time.
+_imported: dict[Path, tuple[tuple[int, int], ModuleType]] = {}
+
 
 def parse_code(spec: str, base: Path) -> tuple[str | Path, str] | None:
     """Module (or file) and function of ``module:function``; None for anything else."""
@@ -60,15 +63,23 @@ def _import_name(name: str) -> ModuleType:
 
 
 def _import_file(path: Path) -> ModuleType:
+    """Import a file, once as long as it stays as it is."""
+    path = path.resolve()
+    stat = path.stat()
+    stamp = stat.st_mtime_ns, stat.st_size
+    known = _imported.get(path)
+    if known is not None and known[0] == stamp:
+        return known[1]
     # named by its whole path: two files of the same name do not meet in sys.modules
-    name = "onnxq_data_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    name = "onnxq_data_" + hashlib.sha256(str(path).encode()).hexdigest()[:16]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError("not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up there
-    with _importable(path.resolve().parent):
+    with _importable(path.parent):
         spec.loader.exec_module(module)
+    _imported[path] = stamp, module
     return module
 
 

@@ -17,8 +17,8 @@ class TappedSession:
     """A session that returns inner tensors.
 
     It runs with all optimisations, so that it takes little longer than the model itself: reducing
-    tensors inside the graph is no faster than copying them out (docs/architecture.md, "Cost of
-    calibration").
+    tensors inside the graph is no faster than copying them out (docs/architecture.md,
+    "Calibration").
 
     Args:
         model: The model.

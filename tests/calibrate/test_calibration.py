@@ -13,6 +13,7 @@ import pytest
 
 from onnxq.calibrate import OBSERVERS, Calibration, ObserverSpec, decode, encode
 from onnxq.calibrate.calibration import _Saved, joined_spans
+from onnxq.calibrate.state import to_json
 from onnxq.errors import DataError, UsageError
 from onnxq.types import Grid
 
@@ -366,3 +367,43 @@ def test_empty() -> None:
     assert empty.ranges(Grid()).tensors == {}
     assert encode(decode(encode(empty), "f")) == encode(empty)
     assert encode(empty.merge(empty)) == encode(empty)
+
+
+def _state(tree: dict) -> dict:
+    return tree["states"]["t"]["body"]["observer"]
+
+
+def _counts(tree: dict, value: int) -> None:
+    _state(tree)["histogram"]["counts"] = to_json(np.full((2, 16384), value, np.int64))
+
+
+@pytest.mark.parametrize(
+    ("observer", "change"),
+    [
+        ("mse", lambda tree: _counts(tree, -7)),
+        ("mse", lambda tree: _counts(tree, 2**62)),
+        ("mse", lambda tree: _counts(tree, 0) or _state(tree)["histogram"].update(zeros=0)),
+        *[("mse", lambda tree, top=top: _state(tree)["histogram"].update(top=top))
+          for top in (-1, 255, 10**6, 2**70)],
+        *[("mse", lambda tree, zeros=zeros: _state(tree)["histogram"].update(zeros=zeros))
+          for zeros in (-5, 2**63, 2**2000)],
+        *[(name, lambda tree, low=low: _state(tree).update(min=low))
+          for name in ("mse", "minmax", "moving-average")
+          for low in (9.0, -1e39, {"float": "nan"}, {"float": "-inf"})],
+        *[("moving-average", lambda tree, runs=runs: _state(tree).update(streams=runs))
+          for runs in ({}, {"a": {}}, {"a": 5}, {"a": {"0/0": [1.0, 0.0, 0.0, 0.0]}},
+                       {"a": {"0/0": [1.0, 1e-320, 1e300, 1e300]}}, {"a": {"0/0": [1.0, 1.0]}},
+                       {"a": {"0/0": ["1", 1.0, 1.0, 1.0]}}, {"a": {"0": [1.0, 1.0, 1.0, 1.0]}},
+                       {"a": {"0/0": [1.0, {"float": "nan"}, 1.0, 1.0]}},
+                       {"a": {"0/-3": [1.0, 1.0, 1.0, 1.0]}},
+                       # 2 to that power would not fit into any memory
+                       {"a": {"999999999999/0": [1.0, 1.0, 1.0, 1.0]}})],
+    ],
+)  # fmt: skip
+def test_a_state_that_no_data_leave_is_refused(build, observe, observer, change) -> None:
+    x = normal(100, 0)
+    tree = json.loads(encode(observe(build(NET), {"x": x}, TAPS, observer)))
+    assert decode(signed(tree), "f").samples == 100
+    change(tree)
+    with pytest.raises(DataError, match="'f' holds a damaged state"):
+        decode(signed(tree), "f")

@@ -288,3 +288,17 @@ def test_memory_does_not_grow_with_the_samples(build, observe) -> None:
     # 960 samples more are 77 MB of inputs alone; 7 MB were measured for both. Allowed: a fifth, for
     # when garbage is collected.
     assert many < 1.2 * few
+
+
+@EACH_OBSERVER
+def test_whole_feeds_with_rows_of_nothing_but_masks(build, observe, observer) -> None:
+    """A row that is left out leaves the feed the one sample that it is."""
+    model = build("g (float[N,4] x, float f) => (float[N,4] t) { t = Mul (x, f) }")
+    feeds = [{"x": normal(3, 4, seed=n), "f": np.array(2, np.float32)} for n in range(10)]
+    plain = ranges(observe(model, feeds, ["t"], observer))
+    feeds[5]["x"] = np.insert(feeds[5]["x"], 1, np.float32(3e38), axis=0)
+    found = ranges(observe(model, feeds, ["t"], observer))
+    for with_mask, without in zip(found, plain, strict=True):
+        one, other = with_mask.tensors["t"], without.tensors["t"]
+        assert (one.lo, one.hi, one.min, one.max) == (other.lo, other.hi, other.min, other.max)
+        assert not one.finite

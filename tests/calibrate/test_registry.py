@@ -175,3 +175,54 @@ def test_what_cannot_be_imported_is_named(own, name, message):
 def test_auto_clips_nothing_of_few_samples():
     assert [auto_observer(n) for n in (1, ENOUGH_SAMPLES - 1)] == ["minmax", "minmax"]
     assert [auto_observer(n) for n in (ENOUGH_SAMPLES, 1000)] == ["mse", "mse"]
+
+
+UNFIT = """
+class Base:
+    def observe(self, tap): ...
+    def merge(self, other): ...
+    def range(self, grid): ...
+
+class NoMerge:
+    observe = range = Base.observe
+
+class Slots:
+    __slots__ = ()
+    observe = merge = range = Base.observe
+
+class Circle(Base):
+    def __init__(self):
+        self.own = self
+
+class Lock(Base):
+    def __init__(self):
+        self.lock = {1, 2}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("NoMerge", "has no method 'merge'; it needs observe, merge and range"),
+        ("Slots", "has __slots__"),
+        ("Circle", "has an attribute that holds itself"),
+        ("Lock", "Lock.lock is a set, which cannot be saved"),
+    ],
+)
+def test_a_class_that_cannot_be_used_to_the_end_is_refused_at_once(tmp_path, name, message):
+    (tmp_path / "unfit.py").write_text(UNFIT)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        ObserverSpec(f"unfit.py:{name}").factory(tmp_path)
+
+
+def test_a_file_is_imported_once_as_long_as_it_stays_as_it_is(tmp_path):
+    file = tmp_path / "counted.py"
+    text = f"with open({str(tmp_path / 'n')!r}, 'a') as log: log.write('x')\n{WIDE}"
+    file.write_text(text)
+    spec = ObserverSpec("counted.py:Wide")
+    first, second = spec.factory(tmp_path)(), spec.factory(tmp_path)()
+    assert type(first) is type(second)
+    assert (tmp_path / "n").read_text() == "x"
+    file.write_text(text + "\n# another\n")
+    assert type(spec.factory(tmp_path)()) is not type(first)
+    assert (tmp_path / "n").read_text() == "xx"

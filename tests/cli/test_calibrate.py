@@ -206,3 +206,38 @@ def test_ranges_of_another_model(onnxq: Cli, digits: Path, build) -> None:
     run = onnxq("quantize", MODEL, "--ranges", "net.ranges.json")
     assert run.code == 2
     assert "observed on another model" in run.err
+
+
+def test_own_observer_is_shown_and_merged_when_it_is_named(onnxq: Cli, digits: Path, halves) -> None:
+    Path("mine.py").write_text(OBSERVER)
+    named = ("--calibrator", "mine.py:Wide")
+    for half in halves:
+        assert onnxq("calibrate", MODEL, "--data", half, "-o", f"{half}.json", *named).code == 0
+    for command in (("show", "a.npy.json"), ("merge", "a.npy.json", "b.npy.json", "-o", "m.json")):
+        refused = onnxq("calibrate", *command)
+        assert refused.code == 2
+        assert "add --calibrator mine.py:Wide" in refused.err
+        run = onnxq("calibrate", *command, *named)
+        assert run.code == 0, run.err
+    assert json.loads(Path("m.json").read_bytes())["samples"] == 200
+
+
+def test_resume_does_not_ignore_settings(onnxq: Cli, digits: Path, halves) -> None:
+    go_on = ("calibrate", MODEL, "--data", "b.npy", "--resume", "a.json", "--quiet", "-o")
+    onnxq("calibrate", MODEL, "--data", "a.npy", "-o", "a.json")
+    assert onnxq(*go_on, "p.json", "--calibrator", "percentile").code == 0
+    assert json.loads(Path("p.json").read_bytes())["observer"]["name"] == "percentile"
+    onnxq(*go_on, "auto.json")
+    found = [
+        onnxq("calibrate", "show", name, "--calibrator", "percentile", "--json").json
+        for name in ("p.json", "auto.json")
+    ]
+    assert found[0] == found[1]
+    other = onnxq(*go_on, "m.json", "--calibrator", "moving-average")
+    assert other.code == 2
+    assert "'auto' cannot be read by 'moving-average'" in other.err
+    exact = onnxq(*go_on, "e.json", "--exact")
+    assert exact.code == 2
+    assert "leave out --exact" in exact.err
+    assert not Path("m.json").exists()
+    assert not Path("e.json").exists()
