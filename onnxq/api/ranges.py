@@ -94,8 +94,9 @@ def run_calibration(
     start = begin(source, job, reader)
     journal = journal_path(Path(output)) if output is not None else None
     found = observe(start, reader, job, earlier=earlier, keep_histogram=True, journal=journal)
-    if output is not None:
+    if output is not None and journal is not None:
         save_ranges(found, output, get_target(target).activation_grid)
+        journal.unlink(missing_ok=True)  # what it kept is safe
     return found
 
 
@@ -117,7 +118,6 @@ def save_ranges(calibration: Calibration, path: str | Path, grid: Grid | None = 
     """
     facts = to_builtins(describe(calibration, grid or Grid()))
     write_bytes(encode(calibration, facts), Path(path))
-    journal_path(Path(path)).unlink(missing_ok=True)
 
 
 def load_ranges(path: str | Path, *, code: str = "", base: Path | None = None) -> Calibration:

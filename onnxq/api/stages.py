@@ -257,7 +257,10 @@ def _open_readers(
     calibration = open_reader(job.calibration_data, job.data_from, inputs, recipe)
     notes: tuple[str, ...] = ()
     if recipe.precision == "int8-weights" or job.ranges is not None:
-        return None, test or calibration, ()  # nothing is calibrated: every sample can judge
+        test = test or calibration  # nothing is calibrated: every sample can judge
+        if job.ranges is not None and test.identity() in job.ranges.seen:
+            notes = ("the ranges are of these very samples: the figures flatter the model",)
+        return None, test, notes
     if test is None:
         calibration, test = calibration.split(recipe.data.holdout)
         if test.shared:
@@ -306,6 +309,8 @@ def _ranges(start: Start, observed: Calibration, job: Job) -> tuple[Ranges, tupl
             )
     grid = get_target(start.recipe.target or default_target()).activation_grid
     ranges = observed.ranges(grid)
+    if not start.taps:
+        return ranges, notes
     if ranges.samples < FEW_SAMPLES:
         text = f"calibrated with {ranges.samples} samples: ranges may be too narrow for others"
         return ranges, (*notes, text)

@@ -81,12 +81,6 @@ def take_tap(
     return _tap(stream, [number for number, _ in kept], lows, highs, strata), False
 
 
-def by_sample(tap: Tap, rows: int) -> Tap:
-    """The tap of feeds that hold so many rows each: a feed is the sample there."""
-    lows, highs = tap.lows.reshape(-1, rows).min(axis=1), tap.highs.reshape(-1, rows).max(axis=1)
-    return Tap(tap.stream, tap.first, lows, highs, tap.strata)
-
-
 def _tap(
     stream: str,
     numbers: Sequence[int],

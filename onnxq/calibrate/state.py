@@ -17,6 +17,8 @@ _PLAIN = (bool, int, float, str, type(None))
 # Types of arrays that mean the same on every machine.
 _INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 _DTYPES = {"bool", "float16", "float32", "float64", *_INTEGERS}
+# Bytes of one array: a few kilobytes in a file could expand to all memory.
+LARGEST_ARRAY = 2**27
 # Dictionaries with one of these as their only key stand for something else in JSON.
 _MARKS = ("array", "float", "dict")
 # What may follow what an attribute starts with.
@@ -111,6 +113,11 @@ def _taken(value: Any, owner: object, name: str) -> Any:  # noqa: ANN401 - any a
     if isinstance(value, np.ndarray):
         if value.dtype.name not in _DTYPES:
             raise UsageError(f"{type(owner).__name__}.{name}: an array of {value.dtype}")
+        if value.nbytes > LARGEST_ARRAY:
+            raise UsageError(
+                f"{type(owner).__name__}.{name}: an array of {value.nbytes} bytes",
+                f"an observer's arrays take {LARGEST_ARRAY} bytes at most",
+            )
         return value.copy()  # observers may add to theirs in place
     if isinstance(value, _PLAIN):
         return value
@@ -190,7 +197,10 @@ def _unpack(packed: PackedArray) -> NDArray[Any]:
         if not {packed.stored, packed.dtype} <= _DTYPES:
             raise ValueError(f"{packed.stored} as {packed.dtype}")
         stored = np.dtype(packed.stored).newbyteorder("<")
-        size = stored.itemsize * math.prod(packed.shape)
+        number = math.prod(packed.shape)
+        size = stored.itemsize * number
+        if max(size, number * np.dtype(packed.dtype).itemsize) > LARGEST_ARRAY:
+            raise ValueError(f"{size} bytes, more than {LARGEST_ARRAY}")
         # one byte more than was announced at most, whatever the bytes expand to; its checksum,
         # which zlib compares behind the last byte, tells of damage
         inflate = zlib.decompressobj()

@@ -8,7 +8,7 @@ from typing import Any, Self
 from onnxq.calibrate.observers import MinMaxObserver, Observer, Tap
 from onnxq.calibrate.state import restore, state_of
 from onnxq.data import user_code
-from onnxq.errors import DataError
+from onnxq.errors import DataError, UsageError
 from onnxq.types import Grid, TensorRange
 
 Factory = Callable[[], Observer]
@@ -94,7 +94,18 @@ class Watch:
         return TensorRange(lo, hi, *self.ends.ends, self.finite)
 
     def state(self) -> dict[str, Any]:
-        """Everything that is remembered, as plain values and arrays."""
+        """Everything that is remembered, as plain values and arrays.
+
+        Raises:
+            UsageError: A user's observer has other attributes than a new one of its class, so that
+                they could not be given back.
+        """
+        if not self._own and vars(self.observer).keys() != vars(self._factory()).keys():
+            raise UsageError(
+                f"observer {type(self.observer).__name__} gained or lost attributes while it "
+                "observed, so that it cannot be saved",
+                "set all of them in __init__",
+            )
         state = {"observer": state_of(self.observer), "finite": self.finite}
         return state if self._own else state | {"ends": state_of(self.ends)}
 

@@ -101,7 +101,8 @@ def run(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands over
     output = options["output"] or model.parent / f"{model.stem}.ranges.json"
     resume = options["resume"]
     overwrites = options["force"] or (resume is not None and resume.resolve() == output.resolve())
-    check_writable(output, [model], force=overwrites)
+    read = [model, *(Path(options[name]) for name in ("data", "recipe") if options[name])]
+    check_writable(output, read, force=overwrites)
     said = {name: options[name] for name in Overrides.__dataclass_fields__ if name in options}
     said.pop("samples")  # of the whole data, and not the recipe's limit for quantize
     silent = options["quiet"] or options["as_json"]

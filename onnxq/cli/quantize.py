@@ -15,6 +15,8 @@ from onnxq.calibrate import OBSERVERS
 from onnxq.cli.options import Overrides, job_of, ranges_of, workers_of
 from onnxq.cli.progress import StageBars
 from onnxq.data import FORMS
+from onnxq.errors import UsageError
+from onnxq.graph import check_writable
 from onnxq.report import plan_table, receipt_view
 from onnxq.targets import TARGETS
 
@@ -69,9 +71,18 @@ def quantize(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands
     output = options["output"] or model.parent / f"{model.stem}.int8.onnx"
     said = {name: options[name] for name in Overrides.__dataclass_fields__}
     silent = options["quiet"] or options["as_json"]
+    ranges = options["ranges"]
+    idle = [name for name in ("exact", "samples", "cluster") if options[name]]
+    idle += ["jobs"] if options["jobs"] > 1 else []
+    if ranges is not None and idle:
+        raise UsageError(
+            f"--{idle[0]} is about calibrating, and with --ranges nothing is calibrated",
+            "give it to `onnxq calibrate`",
+        )
+    if ranges is not None and not options["dry_run"]:
+        check_writable(output, [ranges], force=options["force"])
     with StageBars(quiet=silent) as bars, workers_of(options) as workers:
         job = job_of(model, Overrides(**said))
-        ranges = options["ranges"]
         job = replace(
             job,
             ranges=ranges_of(ranges, job) if ranges is not None else None,

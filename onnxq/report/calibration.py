@@ -74,6 +74,8 @@ def sparkline(shares: tuple[float, ...], *, unicode: bool = True) -> str:
 
 def calibration_verdict(statistics: Statistics) -> RenderableType:
     """Whether the samples were enough."""
+    if not statistics.tensors:
+        return Text("no tensor was observed: there is nothing to quantize, or all were empty")
     seen = f"{statistics.samples} samples, {len(statistics.tensors)} tensors"
     if statistics.moved is None:
         return Text(f"{seen}; too few samples to tell whether they were enough")

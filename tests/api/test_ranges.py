@@ -147,3 +147,11 @@ def test_state_that_is_no_input(net: Model, images: np.ndarray) -> None:
     recipe = Recipe(data=DataSettings(state={"y": "hidden"}), verify=QUICK)
     with pytest.raises(UsageError, match="hidden"):
         onnxq.quantize(net, data=images, recipe=recipe)
+
+
+def test_ranges_of_the_test_data_flatter(net: Model, images: np.ndarray) -> None:
+    seen = onnxq.calibrate_model(net, images)
+    recipe = Recipe(verify=QUICK)
+    for data, flatters in ((images, True), (images[:50], False)):
+        result = onnxq.quantize(net, ranges=seen, data=data, recipe=recipe)
+        assert any("flatter" in note for note in result.receipt.measured.notes) is flatters

@@ -46,6 +46,10 @@ class Anything:
     def __init__(self, **options):
         self.options = options
 
+    def observe(self, tap): ...
+    def merge(self, other): ...
+    def range(self, grid): ...
+
 not_callable = 3
 """
 

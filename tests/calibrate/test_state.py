@@ -260,3 +260,15 @@ def test_integers_take_the_smallest_type() -> None:
     assert to_json(np.array([-1, 255]))["array"]["stored"] == "int16"
     assert to_json(np.zeros(10**6, np.int64))["array"]["shape"] == (10**6,)
     assert len(json.dumps(to_json(np.zeros(10**6, np.int64)))) < 10_000
+
+
+def test_an_array_does_not_take_all_memory() -> None:
+    """Five megabytes of a file could expand to four gigabytes."""
+    packed = base64.b64encode(zlib.compress(bytes(2**20))).decode()
+    for stored, dtype, shape in (("uint8", "uint8", 2**27 + 1), ("uint8", "int64", 2**24 + 1)):
+        array = {"dtype": dtype, "stored": stored, "shape": [shape], "zlib": packed}
+        with pytest.raises(DataError, match="more than 134217728"):
+            from_json({"array": array})
+    with pytest.raises(UsageError, match=r"Wide\.counts: an array of 134217729 bytes"):
+        state_of(type("Wide", (), {"__init__": lambda self: setattr(
+            self, "counts", np.zeros(2**27 + 1, np.uint8))})())  # fmt: skip

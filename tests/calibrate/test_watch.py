@@ -9,7 +9,7 @@ import pytest
 
 from onnxq.calibrate import HistogramObserver, MinMaxObserver, Tap
 from onnxq.calibrate.watch import Watch
-from onnxq.errors import DataError
+from onnxq.errors import DataError, UsageError
 from onnxq.types import Grid, TensorRange
 
 
@@ -147,3 +147,15 @@ def test_what_is_no_range_is_refused(returned) -> None:
     watch.observe(tap(1))
     with pytest.raises(DataError, match="observer Odd"):
         watch.range(Grid())
+
+
+def test_attributes_that_come_late_are_refused_before_anything_is_saved() -> None:
+    class Late(Mine):
+        def observe(self, tap) -> None:
+            super().observe(tap)
+            self.seen = True
+
+    watch = Watch(Late)
+    watch.observe(tap(1.0))
+    with pytest.raises(UsageError, match=r"observer Late gained or lost .* set all of them in __i"):
+        watch.state()

@@ -174,6 +174,16 @@ BAD = {
     ),
     "ranges that are none": (["quantize", MODEL, "--ranges", DATA], 3, "holds no ranges of onnxq"),
     "no such ranges": (["quantize", MODEL, "--ranges", "no.json"], 3, "cannot be read"),
+    "nothing is calibrated": (
+        ["quantize", MODEL, "--ranges", "no.json", "--jobs", "2"],
+        2,
+        "--jobs is about calibrating",
+    ),
+    "output on ranges": (
+        ["quantize", MODEL, "--ranges", "r.json", "-o", "r.json", "--force"],
+        3,
+        "one of the files that are read",
+    ),
     "show nothing": (["calibrate", "show", "no.json"], 3, "'no.json' cannot be read"),
     "output is there": (["calibrate", MODEL, "--data", DATA, "-o", MODEL], 3, "one of the files"),
     "jobs and cluster": (
@@ -208,7 +218,9 @@ def test_ranges_of_another_model(onnxq: Cli, digits: Path, build) -> None:
     assert "observed on another model" in run.err
 
 
-def test_own_observer_is_shown_and_merged_when_it_is_named(onnxq: Cli, digits: Path, halves) -> None:
+def test_own_observer_is_shown_and_merged_when_it_is_named(
+    onnxq: Cli, digits: Path, halves
+) -> None:
     Path("mine.py").write_text(OBSERVER)
     named = ("--calibrator", "mine.py:Wide")
     for half in halves:
@@ -241,3 +253,11 @@ def test_resume_does_not_ignore_settings(onnxq: Cli, digits: Path, halves) -> No
     assert "leave out --exact" in exact.err
     assert not Path("m.json").exists()
     assert not Path("e.json").exists()
+
+
+def test_data_are_not_overwritten(onnxq: Cli, digits: Path) -> None:
+    before = Path(DATA).read_bytes()
+    run = onnxq("calibrate", MODEL, "--data", DATA, "-o", DATA, "--force")
+    assert run.code == 3
+    assert "is one of the files that are read" in run.err
+    assert Path(DATA).read_bytes() == before

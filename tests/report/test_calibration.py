@@ -69,6 +69,12 @@ def test_verdict(moved: float | None, said: str) -> None:
     assert said in " ".join(text(calibration_verdict(statistics(moved))).split())
 
 
+def test_a_model_without_tensors_to_observe_has_a_verdict_of_its_own() -> None:
+    said = text(calibration_verdict(Statistics(0, "minmax", Grid(), {})))
+    assert "no tensor was observed" in said
+    assert "few samples" not in said
+
+
 def test_verdict_names_the_worst_first_and_not_all() -> None:
     tensors = {
         f"t{n}": TensorStatistics(0.0, 1.0, 0.0, 1.0, True, moved=n / 100) for n in range(1, 9)
