@@ -323,6 +323,7 @@ def _unsettled(observed: Calibration, grid: Grid) -> tuple[str, ...]:
         return ()
     most = max(late, key=lambda tensor: late[tensor])
     return (
-        f"the last tenth of the calibration samples still moved the range of {len(late)} tensors "
+        "the last tenth of the calibration samples still moved the range of "
+        f"{len(late)} tensor{'s' if len(late) > 1 else ''} "
         f"by more than {MOVED:.0%} ('{most}' by {late[most]:.0%}): more samples may help",
     )

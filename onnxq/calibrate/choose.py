@@ -227,8 +227,8 @@ def entropy_ends(histogram: Histogram, ends: Ends, grid: Grid) -> Ends:
         return ends  # a level holds one bin: nothing is lost inside the range
     bins = histogram.bins()
     bins = Bins(*(column[bins.center != 0] for column in (bins.left, bins.right, bins.count)))
-    if bins.count.sum() < levels:
-        return ends  # too few to tell a distribution
+    if len(bins.count) < levels:
+        return ends  # too few distinct values to tell a distribution, and a level for each
     if grid.symmetric or ends[0] >= 0 or ends[1] <= 0:
         reach = max(abs(ends[0]), abs(ends[1]))
         hi = _Divergence(np.abs(bins.center), bins.count, reach, 0.0).best(levels)
