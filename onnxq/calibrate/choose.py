@@ -24,6 +24,8 @@ RARE, FAR = 2e-5, 4.0
 # How far below the largest magnitude a range may end, in octaves: beyond 2^-12 not even a 16 bit
 # grid would gain from clipping outliers.
 _DEEPEST = 12
+# Bins per octave for the mean squared error: as fine as the steps of 8 bits.
+_MSE_BINS = 256
 # Entropy: bins beside the largest magnitude, as TensorRT has them, and the half width of the
 # window that smooths their counts.
 _ENTROPY_BINS = 2048
@@ -87,7 +89,7 @@ def mse_ends(histogram: Histogram, ends: Ends, grid: Grid) -> Ends:
     hundred times the range of the others would else be worth a range that rounds all others to
     nothing.
     """
-    bins = _tamed(histogram.bins())
+    bins = _tamed(histogram.bins(_MSE_BINS if grid.bits <= 8 else histogram.PER_OCTAVE))
     negative, positive = bins.right <= 0, bins.left >= 0
     below = _Side(-bins.center[negative][::-1], bins.count[negative][::-1], -ends[0])
     above = _Side(bins.center[positive], bins.count[positive], ends[1])
@@ -225,39 +227,39 @@ def entropy_ends(histogram: Histogram, ends: Ends, grid: Grid) -> Ends:
     levels = grid.steps + 1
     if levels >= _ENTROPY_BINS:
         return ends  # a level holds one bin: nothing is lost inside the range
-    bins = histogram.bins()
-    bins = Bins(*(column[bins.center != 0] for column in (bins.left, bins.right, bins.count)))
-    if len(bins.count) < levels:
+    if np.count_nonzero(histogram.counts) + np.count_nonzero(histogram.small) < levels:
         return ends  # too few distinct values to tell a distribution, and a level for each
+    reach = max(abs(ends[0]), abs(ends[1]))
+    # a power of two, so that no bin of the histogram lies in two of these
+    width = 2.0 ** np.ceil(np.log2(reach)) / _ENTROPY_BINS
+    negative, positive = histogram.evenly(width, _ENTROPY_BINS)
     if grid.symmetric or ends[0] >= 0 or ends[1] <= 0:
-        reach = max(abs(ends[0]), abs(ends[1]))
-        hi = _Divergence(np.abs(bins.center), bins.count, reach, 0.0).best(levels)
+        none = np.zeros_like(positive)
+        hi = _Divergence(none, negative + positive, 0.0, reach / width).best(levels) * width
         return _inside(-hi, hi, ends)
-    hi = _Divergence(bins.center, bins.count, ends[1], -ends[0]).best(levels)
-    lo = _Divergence(-bins.center, bins.count, -ends[0], ends[1]).best(levels)
+    below, above = -ends[0] / width, ends[1] / width
+    hi = _Divergence(negative, positive, below, above).best(levels) * width
+    lo = _Divergence(positive, negative, above, below).best(levels) * width
     return _inside(-lo, hi, ends)
 
 
 class _Divergence:
-    """The divergence of ranges ``[-behind, threshold]``.
+    """The divergence of ranges ``[-behind, threshold]``, in bins of equal width.
 
     Args:
-        values: The middles of the bins.
-        count: How many values each stands for.
+        backward: Counts of the bins from 0 to the other side.
+        forward: Counts of the bins from 0 to the side of the threshold.
+        behind: How far the range reaches to the other side.
         reach: The largest value: thresholds lie at or below it.
-        behind: How far the range reaches to the other side of 0.
     """
 
-    def __init__(self, values: Vector, count: Vector, reach: float, behind: float) -> None:
-        # a power of two, so that no bin of the histogram lies in two of these
-        self._width = 2.0 ** np.ceil(np.log2(max(reach, behind))) / _ENTROPY_BINS
-        self._reach, self._start = reach / self._width, -behind / self._width
-        first = int(np.floor(self._start))
-        place = np.floor(values / self._width).astype(np.int64) - first
-        size = int(np.ceil(self._reach)) - first + 1
-        share = np.bincount(np.clip(place, 0, size - 1), count, size) / count.sum()
+    def __init__(self, backward: Vector, forward: Vector, behind: float, reach: float) -> None:
+        self._reach, self._start = reach, -behind
+        first, last = int(np.floor(-behind)), int(np.ceil(reach))
+        share = np.concatenate([_gathered(backward, -first)[::-1], _gathered(forward, last + 1)])
+        share /= share.sum()
         # What a Clip gathers at the end is no noise: it stays where it is.
-        end = min(int(np.floor(self._reach)) - first, size - 1)
+        end = min(int(np.floor(reach)) - first, len(share) - 1)
         gathered, share[end] = share[end], 0.0
         share = _smooth(share)
         share[end] += gathered
@@ -268,7 +270,9 @@ class _Divergence:
     def best(self, levels: int) -> float:
         """The threshold of least divergence."""
         octaves = np.arange(0, _ENTROPY_OCTAVES, 1 / _CANDIDATES)
-        found = self._of(self._reach * 2.0**-octaves, levels)
+        # a few at a time, so that the tables stay in a core's cache
+        thresholds = np.split(self._reach * 2.0**-octaves, _ENTROPY_OCTAVES)
+        found = np.concatenate([self._of(some, levels) for some in thresholds])
         # mirrored at the ends through the end itself, so that a slope stays one
         padded = np.pad(found, _NEIGHBOURS, mode="reflect", reflect_type="odd")
         sums = np.append(0.0, np.cumsum(padded))
@@ -280,30 +284,42 @@ class _Divergence:
             before, least, after = found[at - 1 : at + 2]
             bend = before - 2 * least + after
             best += float((before - after) / (2 * bend) / _CANDIDATES) if bend > 0 else 0.0
-        return float(self._reach * 2.0**-best * self._width)
+        return float(self._reach * 2.0**-best)
 
     def _of(self, threshold: Vector, levels: int) -> Vector:
         """Divergence of each threshold, in bins from 0."""
         size = (threshold - self._start) / levels
-        borders = self._start + size[:, None] * np.arange(levels + 1)
-        held = np.diff(self._interpolate(self._up_to, borders), axis=1)
+        borders = self._start - self._first + size[:, None] * np.arange(levels + 1)
+        held = np.diff(self._interpolate(self._up_to, self._share, borders), axis=1)
         inside = held.sum(axis=1)
         outside = np.maximum(self._up_to[-1] - inside, 0.0)
         # The reference: all bins but the last, and the last with everything outside.
-        last = self._interpolate(self._up_to, threshold) + outside
-        last -= self._interpolate(self._up_to, threshold - 1)
-        reference = self._interpolate(self._information, threshold - 1) + last * _log(last)
+        end, before = threshold - self._first, np.maximum(threshold - 1 - self._first, 0)
+        last = self._interpolate(self._up_to, self._share, end) + outside
+        last -= self._interpolate(self._up_to, self._share, before)
+        known = self._interpolate(self._information[:-1], np.diff(self._information), before)
+        reference = known + last * _log(last)
         # The candidate: evened out within each level.
-        density = _log(held / size[:, None] / np.maximum(inside, 1e-30)[:, None])
-        divergence: Vector = reference - (held * density).sum(axis=1) - outside * density[:, -1]
+        density = _log(held / (size * np.maximum(inside, 1e-30))[:, None])
+        evened = np.einsum("ij,ij->i", held, density)
+        divergence: Vector = reference - evened - outside * density[:, -1]
         return divergence
 
-    def _interpolate(self, sums: Vector, place: Vector) -> Vector:
-        """Prefix sums at places inside bins."""
-        place = np.clip(place - self._first, 0, len(self._share))
-        at = np.minimum(place.astype(np.int64), len(self._share) - 1)
-        found: Vector = sums[at] + (place - at) * (sums[at + 1] - sums[at])
+    @staticmethod
+    def _interpolate(sums: Vector, terms: Vector, place: Vector) -> Vector:
+        """Prefix sums at places inside bins, counted from the first, with the terms they are of."""
+        at = place.astype(np.intp)
+        found: Vector = (place - at) * terms[at]
+        found += sums[at]
         return found
+
+
+def _gathered(counts: Vector, size: int) -> Vector:
+    """The first bins; what lies beyond is added to the last of them."""
+    kept = counts[:size].copy()
+    if size:
+        kept[-1] += counts[size:].sum()
+    return kept
 
 
 def _log(values: Vector) -> Vector:
@@ -315,7 +331,8 @@ def _smooth(counts: Vector) -> Vector:
     """Two boxes of ``2 * _WINDOW + 1`` bins, mirrored at both ends, so that the sum stays."""
     width = 2 * _WINDOW + 1
     for _ in range(2):
-        sums = np.cumsum(np.pad(counts, (_WINDOW + 1, _WINDOW), mode="symmetric"))
+        padded = counts[_WINDOW::-1], counts, counts[: -_WINDOW - 1 : -1]
+        sums = np.cumsum(np.concatenate(padded))
         counts = (sums[width:] - sums[:-width]) / width
     return counts
 

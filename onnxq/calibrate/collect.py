@@ -99,12 +99,12 @@ def watch_portion(session: TappedSession, setup: Setup, portion: Portion) -> Wat
         RuntimeFailure: ONNX Runtime fails on a feed.
     """
     watches = setup.watches()
-    waiting: dict[str, list[Tap]] = {}
+    waiting: dict[str, list[Tap]] = {tensor: [] for tensor in setup.taps}
     first = portion.first
     sample = any(getattr(w.observer, "wants_values", True) for w in watches.values())
     with closing(_readings(session.sequence(), portion.feeds)) as readings:
         for number, (found, names) in enumerate(readings):
-            for tensor in setup.taps:
+            for place, tensor in enumerate(setup.taps):
                 values = found.pop(tensor).astype(np.float32, copy=False)
                 rows = _rows(values, len(names)) if tensor in setup.by_row else 1
                 tap, ordinary = take_tap(
@@ -114,12 +114,14 @@ def watch_portion(session: TappedSession, setup: Setup, portion: Portion) -> Wat
                 watches[tensor].finite &= ordinary
                 if tap is not None:
                     tap = _as_one(tap, first) if rows > len(names) == 1 else tap
-                    waiting.setdefault(tensor, []).append(tap)
+                    waiting[tensor].append(tap)
                 del values  # the next run needs its room
-            if setup.exact or number % _JOINED == _JOINED - 1:
-                _show(waiting, watches)
+                # a part of the tensors at each run: else the session would wait for all of them
+                if setup.exact or (number + place) % _JOINED == 0:
+                    _show(watches[tensor], waiting[tensor])
             first += len(names)
-    _show(waiting, watches)
+    for tensor in setup.taps:
+        _show(watches[tensor], waiting[tensor])
     return watches
 
 
@@ -136,10 +138,10 @@ def _as_one(tap: Tap, number: int) -> Tap:
     return replace(tap, first=number, lows=lows, highs=highs, numbers=())
 
 
-def _show(waiting: dict[str, list[Tap]], watches: Watches) -> None:
-    for tensor, taps in waiting.items():
-        watches[tensor].observe(join_taps(taps))
-    waiting.clear()
+def _show(watch: Watch, waiting: list[Tap]) -> None:
+    if waiting:
+        watch.observe(join_taps(waiting))
+        waiting.clear()
 
 
 def _readings(

@@ -105,28 +105,54 @@ class Histogram:
         lifted = type(self).__new__(type(self))  # without arrays of its own
         lifted.counts, lifted.small, lifted.top = other.counts, other.small, other.top
         lifted._raise_top(self.top)
-        self.counts = self.counts + lifted.counts
+        for side in np.flatnonzero(lifted.counts.any(axis=1)):  # untouched memory takes none
+            self.counts[side] += lifted.counts[side]
         self.small = self.small + lifted.small
         self.zeros += other.zeros
 
-    def bins(self) -> Bins:
-        """The bins that hold something, in ascending order."""
-        edges = _edges(self.top, self.OCTAVES, self.PER_OCTAVE)
-        negative, positive = (np.flatnonzero(side) for side in self.counts)
+    def bins(self, per_octave: int = PER_OCTAVE) -> Bins:
+        """The bins that hold something, in ascending order.
+
+        Args:
+            per_octave: Bins of an octave, a divisor of ``PER_OCTAVE``: neighbours are joined.
+        """
+        edges = _edges(self.top, self.OCTAVES, per_octave)
+        step = self.PER_OCTAVE // per_octave
+        starts = np.arange(0, self._SIZE, step)
+        parts: list[tuple[ArrayLike, ArrayLike, ArrayLike]] = []
+        if self.counts[0].any():
+            counts = self.counts[0] if step == 1 else np.add.reduceat(self.counts[0], starts)
+            held = np.flatnonzero(counts)[::-1]
+            parts.append((-edges[held + 1], -edges[held], counts[held]))
         least = edges[0]
-        parts: tuple[tuple[ArrayLike, ...], ...] = (
-            (-edges[negative + 1][::-1], -edges[negative][::-1], self.counts[0, negative][::-1]),
-            ([-least], [0.0], self.small[:1]),
-            ([0.0], [0.0], [self.zeros]),
-            ([0.0], [least], self.small[1:]),
-            (edges[positive], edges[positive + 1], self.counts[1, positive]),
-        )
+        middle = (-least, 0.0, self.small[0]), (0.0, 0.0, self.zeros), (0.0, least, self.small[1])
+        parts += [([left], [right], [count]) for left, right, count in middle if count]
+        if self.counts[1].any():
+            counts = self.counts[1] if step == 1 else np.add.reduceat(self.counts[1], starts)
+            held = np.flatnonzero(counts)
+            parts.append((edges[held], edges[held + 1], counts[held]))
+        columns = zip(*parts, strict=True) if parts else ([], [], [])
         left, right, count = (
-            np.concatenate([np.asarray(part, np.float64) for part in column])
-            for column in zip(*parts, strict=True)
+            np.concatenate([np.zeros(0), *(np.asarray(part, np.float64) for part in column)])
+            for column in columns
         )
-        held = count > 0
-        return Bins(left[held], right[held], count[held])
+        return Bins(left, right, count)
+
+    def evenly(self, width: float, number: int) -> NDArray[np.float64]:
+        """Counts in bins of equal width to both sides of 0; zeros are left out.
+
+        Args:
+            width: Of a bin: a power of two, so that each holds whole bins of the histogram.
+            number: How many bins; larger values are counted in one more.
+
+        Returns:
+            Negative and positive values by magnitude, float64 of shape ``(2, number + 1)``.
+        """
+        places = _even_places(self.top, self.OCTAVES, self.PER_OCTAVE, width, number)
+        counted = [np.bincount(places, side, number + 1) for side in self.counts]
+        counted[0][0] += self.small[0]
+        counted[1][0] += self.small[1]
+        return np.array(counted)
 
     @property
     def _base(self) -> int:
@@ -157,3 +183,12 @@ def _edges(top: int, octaves: int, per_octave: int) -> NDArray[np.float64]:
     # Exponent 0 is that of the subnormal numbers, without the hidden one; nothing lies below.
     subnormal = np.ldexp(mantissa / per_octave, -126)
     return np.where(exponent > 0, edges, np.where(exponent == 0, subnormal, 0.0))
+
+
+@lru_cache(maxsize=64)
+def _even_places(
+    top: int, octaves: int, per_octave: int, width: float, number: int
+) -> NDArray[np.int64]:
+    """Which of the bins of equal width each bin of one side lies in."""
+    lower = _edges(top, octaves, per_octave)[:-1]
+    return np.minimum(lower / width, number).astype(np.int64)

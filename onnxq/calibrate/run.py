@@ -14,6 +14,7 @@ from concurrent.futures import (
     Executor,
     Future,
     ProcessPoolExecutor,
+    ThreadPoolExecutor,
 )
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ from onnxq.data import Reader
 from onnxq.data.sources import update_digest
 from onnxq.errors import DataError, OutputError, RuntimeFailure, UsageError
 from onnxq.graph import Model, save, serialize, write_bytes
+from onnxq.runtime import TappedSession
 from onnxq.types import Feed
 
 Progress = Callable[[int, int], None]
@@ -129,10 +131,14 @@ def calibrate(
         )
     if not setup.taps:
         return start
-    stream = reader.identity()
-    size = reader.size - reader.size % reader.fixed_batch
-    run = _Run(model, setup, stream, workers or Workers())
+    # A session opens while the data are read: both leave Python alone.
+    with ThreadPoolExecutor(1, "onnxq-digest") as digests:
+        identity = digests.submit(reader.identity)
+        session = setup.open(model)
+        stream = identity.result()
     first = next(reader.batches(1))
+    run = _Run(model, setup, stream, workers or Workers(), session)
+    size = reader.size - reader.size % reader.fixed_batch
     parts = _parts(size, reader.fixed_batch, run.portion, sequence=bool(setup.state))
     run.choose_rows(reader, first.feed, batch_size)
     sizes = dict(sorted({**start.sizes, stream: reader.size}.items()))
@@ -148,6 +154,7 @@ def calibrate(
         try:
             for part, watches in results:
                 total.take(watches, part)
+                del watches  # the next portion needs their room
                 log.write(total.calibration)
         except BaseException:
             if total.whole:
@@ -292,9 +299,9 @@ class _Run:
     setup: Setup
     stream: str
     workers: Workers
+    session: TappedSession
 
     def __post_init__(self) -> None:
-        self._session = self.setup.open(self.model)
         self._rows = 1
 
     @property
@@ -303,7 +310,9 @@ class _Run:
         return STATEFUL_PORTION if self.setup.state else PORTION
 
     def choose_rows(self, reader: Reader, first: Feed, batch_size: int) -> None:
-        """Samples per run: as many as memory is meant to hold, judged by a run of the first one.
+        """Samples per run: as many as memory is meant to hold.
+
+        That is judged by the shapes that ONNX Runtime infers, or by a run of the first sample.
 
         No more than a portion, and one at a time where a tensor's values cannot be told apart by
         sample, and where states are fed back from one to the next.
@@ -315,9 +324,10 @@ class _Run:
             and not self.setup.state
             and len(self.setup.by_row) == len(self.setup.taps)
         ):
-            found = self._session.read(first)
-            size = max(sum(values.nbytes for values in found.values()), 1)
-            self._rows = max(1, min(batch_size, self.portion, RUN_BYTES // size))
+            size = self.session.bytes_of_row
+            if size is None:
+                size = sum(values.nbytes for values in self.session.read(first).values())
+            self._rows = max(1, min(batch_size, self.portion, RUN_BYTES // max(size, 1)))
 
     def results(
         self, reader: Reader, parts: Sequence[_Part], done: _Counter, stack: ExitStack
@@ -350,7 +360,7 @@ class _Run:
 
         for part, feeds in pairs:
             portion = Portion(self.stream, part.start, counted(feeds))
-            yield part, watch_portion(self._session, self.setup, portion)
+            yield part, watch_portion(self.session, self.setup, portion)
 
     def _from_workers(self, pairs: _Pairs, done: _Counter, stack: ExitStack) -> _Results:
         executor, model = self._employ(stack)

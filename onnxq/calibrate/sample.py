@@ -24,7 +24,7 @@ TAIL_RANK = 32
 # evenly, over 270 shapes of common layers.
 _UNITS, _MULTIPLIER = 2**16, 25665
 # Values of a row at a time, so that they stay in a core's cache.
-_PIECE = 2**17
+_PIECE = 2**16
 
 
 def take_tap(

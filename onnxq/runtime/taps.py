@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Self
+
+import numpy as np
 
 from onnxq.errors import RuntimeFailure
 from onnxq.graph import Editor, Model
@@ -50,6 +53,19 @@ class TappedSession:
         self._loop = StateLoop(state or {}, view.inputs, view.output_names)
         found = [t for t in self._tensors if t not in self._inputs]
         self._wanted = list(dict.fromkeys([*found, *self._loop.outputs]))
+
+    @property
+    def bytes_of_row(self) -> int | None:
+        """Bytes of the tapped tensors per entry of their first axis; None when a shape is open."""
+        specs = {spec.name: spec for spec in (*self._session.inputs, *self._session.outputs)}
+        total = 0
+        for tensor in self._tensors:
+            dtype, shape = specs[tensor].dtype, specs[tensor].shape
+            row = [axis for axis in (shape or ())[1:] if isinstance(axis, int)]
+            if not shape or len(row) < len(shape) - 1:
+                return None
+            total += math.prod(row) * np.dtype(dtype).itemsize
+        return total
 
     def sequence(self) -> Self:
         """The same session at the start of a sequence of its own, whatever other threads run."""

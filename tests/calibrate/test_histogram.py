@@ -226,3 +226,25 @@ def test_the_size_is_fixed():
         held = sum(v.nbytes for v in vars(histogram).values() if isinstance(v, np.ndarray))
         assert held == 2 * 16 * 1024 * 8 + 16
     assert vars(few).keys() == vars(many).keys()
+
+
+@pytest.mark.parametrize("per_octave", [1024, 256, 8])
+@pytest.mark.parametrize("kind", DISTRIBUTIONS)
+def test_wider_bins_are_joined_neighbours(kind, per_octave):
+    values = DISTRIBUTIONS[kind](np.random.default_rng(1)).astype(np.float32)
+    histogram = counted(values)
+    bins = histogram.bins(per_octave)
+    assert bins.count.sum() == histogram.total
+    assert by_searching(values, bins) == bins.count.tolist()
+
+
+@pytest.mark.parametrize("number", [2048, 64])
+@pytest.mark.parametrize("kind", DISTRIBUTIONS)
+def test_bins_of_equal_width(kind, number):
+    values = DISTRIBUTIONS[kind](np.random.default_rng(1)).astype(np.float32)
+    reach = float(np.abs(values).max())
+    width = 2.0 ** math.ceil(math.log2(reach)) / number
+    kept = values[np.abs(values) >= TOLD_FROM_ZERO].astype(np.float64)
+    place = np.floor(np.abs(kept) / width).astype(int)
+    expected = [np.bincount(place[side], minlength=number + 1) for side in (kept < 0, kept > 0)]
+    assert counted(values).evenly(width, number).tolist() == np.array(expected).tolist()
