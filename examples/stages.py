@@ -11,14 +11,15 @@ from onnxq.targets import get_target
 
 model = load("models/digits_cnn.onnx")
 target = get_target("cpu-x86")
+recipe = Recipe(precision="int8")
 
 prepared = prepare(model)
 census = classify(prepared.view(), target)
 reader = open_data("models/digits_calibration.npz", model.view().inputs)
-taps = tensors_to_observe(prepared.view(), census)
+taps = tensors_to_observe(prepared.view(), census, recipe)
 seen = calibrate(prepared, reader, Setup.of(prepared.view(), taps, ObserverSpec("mse")))
 ranges = seen.ranges(target.activation_grid)
-plan = make_plan(prepared.view(), census, ranges.tensors, Recipe(precision="int8"), target)
+plan = make_plan(prepared.view(), census, ranges.tensors, recipe, target)
 quantized = rewrite(prepared, plan)
 save(quantized, "digits.qdq.onnx")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+import ml_dtypes
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ Feed = dict[str, Array]
 class QType(StrEnum):
     """An integer type that quantized values are stored in."""
 
+    INT4 = "int4"
+    UINT4 = "uint4"
     INT8 = "int8"
     UINT8 = "uint8"
     INT16 = "int16"
@@ -25,19 +28,30 @@ class QType(StrEnum):
     INT32 = "int32"
 
     @property
+    def bits(self) -> int:
+        """Width of a stored integer; files pack two of 4 bits into a byte."""
+        return int(self.value.removeprefix("u").removeprefix("int"))
+
+    @property
     def dtype(self) -> np.dtype[np.generic]:
-        """The NumPy type of the stored values."""
-        return np.dtype(self.value)
+        """The NumPy type of the stored values; those of 4 bits are of ``ml_dtypes``."""
+        return _SMALL.get(self.value) or np.dtype(self.value)
 
     @property
     def qmin(self) -> int:
         """The smallest storable integer."""
-        return int(np.iinfo(self.value).min)
+        return 0 if self.value.startswith("u") else -(1 << (self.bits - 1))
 
     @property
     def qmax(self) -> int:
         """The largest storable integer."""
-        return int(np.iinfo(self.value).max)
+        return self.qmin + (1 << self.bits) - 1
+
+
+_SMALL: dict[str, np.dtype[np.generic]] = {
+    "int4": np.dtype(ml_dtypes.int4),
+    "uint4": np.dtype(ml_dtypes.uint4),
+}
 
 
 class Grid(msgspec.Struct, frozen=True):
@@ -65,8 +79,24 @@ class Precision(StrEnum):
     """How a node computes."""
 
     FLOAT = "float"
+    FP16 = "fp16"
     INT8 = "int8"  # static: weights and activations
+    INT16 = "int16"  # static: 8 bit weights, 16 bit activations
+    INT8_DYNAMIC = "int8-dynamic"  # activations are quantized while the model runs
     INT8_WEIGHTS = "int8-weights"  # weights only, activations stay float
+    INT4_WEIGHTS = "int4-weights"
+
+    @property
+    def static(self) -> bool:
+        """Whether ranges of activations are needed beforehand."""
+        return self in (Precision.INT8, Precision.INT16)
+
+
+class Form(StrEnum):
+    """How the graph says that a node computes on integers."""
+
+    QDQ = "qdq"  # QuantizeLinear and DequantizeLinear around float operators
+    QOPERATOR = "qoperator"  # integer operators of their own: QLinearConv, MatMulNBits
 
 
 class Reason(msgspec.Struct, frozen=True):
@@ -134,3 +164,24 @@ class QParams(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if len(self.scale) != len(self.zero_point) or (self.axis is None and len(self.scale) != 1):
             raise ValueError(f"{len(self.scale)} scales, {len(self.zero_point)} zero points")
+
+
+class WeightBlocks(msgspec.Struct, frozen=True):
+    """How a weight is stored in blocks; the scales follow from it and the weight.
+
+    There may be a scale for every 16 values, which are too many for a plan. They are found again,
+    without data, whenever the plan is applied.
+
+    Attributes:
+        qtype: Type of the stored integers.
+        axis: The axis that is cut into blocks, not negative.
+        size: Values per block.
+        symmetric: Whether the zero point is the middle of the type.
+        method: ``rtn`` (round to nearest) or ``hqq`` (half-quadratic optimisation).
+    """
+
+    qtype: QType
+    axis: int
+    size: int
+    symmetric: bool
+    method: str = "rtn"

@@ -96,7 +96,7 @@ def own(model: Path, data: Path, batch: int, method: str) -> Callable[[], object
     from onnxq.data import open_data
     from onnxq.graph import load
     from onnxq.ops import classify
-    from onnxq.plan import tensors_to_observe
+    from onnxq.plan import Recipe, tensors_to_observe
     from onnxq.runtime import default_target
     from onnxq.targets import get_target
 
@@ -104,7 +104,7 @@ def own(model: Path, data: Path, batch: int, method: str) -> Callable[[], object
     target, spec = get_target(default_target()), ObserverSpec(name)
     prepared = load(model)
     view = prepared.view()
-    taps = tensors_to_observe(view, classify(view, target))
+    taps = tensors_to_observe(view, classify(view, target), Recipe())
     setup = Setup.of(view, taps, spec, exact=exact)
 
     def work() -> object:

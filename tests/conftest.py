@@ -70,7 +70,7 @@ def measure_ranges(model: Model, tensors: tuple[str, ...], feed: Feed) -> dict[s
 def observed_tensors(model: Model, census: Census, recipe: Recipe | None = None) -> tuple[str, ...]:
     """The tensors that a plan may quantize."""
     recipe = recipe or Recipe()
-    return tensors_to_observe(model.view(), census, recipe.keep_float, recipe.keep_float_op)
+    return tensors_to_observe(model.view(), census, recipe)
 
 
 @dataclass(frozen=True)

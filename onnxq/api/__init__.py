@@ -1,6 +1,7 @@
 """The library's front door: ``quantize`` and ``calibrate_model``, and the stages that they run."""
 
 from onnxq.api.job import (
+    PRESET,
     Job,
     Origin,
     Progress,
@@ -11,6 +12,7 @@ from onnxq.api.job import (
     with_test_data,
 )
 from onnxq.api.pipeline import Result, quantize, receipt_path, run
+from onnxq.api.quantizer import LayerParameters, PTQQuantizer, Quantizer
 from onnxq.api.ranges import (
     calibrate_model,
     load_ranges,
@@ -18,18 +20,24 @@ from onnxq.api.ranges import (
     run_calibration,
     save_ranges,
 )
-from onnxq.api.stages import Draft, draft
+from onnxq.api.stages import Draft, draft, usual_precision
 from onnxq.graph import load, save
+from onnxq.plan import load_preset
 
 __all__ = [
+    "PRESET",
     "Draft",
     "Job",
+    "LayerParameters",
     "Origin",
+    "PTQQuantizer",
     "Progress",
+    "Quantizer",
     "Result",
     "calibrate_model",
     "draft",
     "load",
+    "load_preset",
     "load_ranges",
     "make_job",
     "merge_ranges",
@@ -39,6 +47,7 @@ __all__ = [
     "run_calibration",
     "save",
     "save_ranges",
+    "usual_precision",
     "with_data",
     "with_metric",
     "with_observer",

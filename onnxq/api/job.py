@@ -11,10 +11,12 @@ from msgspec.structs import replace as with_fields
 
 from onnxq.calibrate import Calibration, Workers
 from onnxq.data import Data
-from onnxq.plan import Recipe, find_recipe, load_recipe
+from onnxq.plan import Recipe, find_recipe, load_preset, load_recipe
 
 # stage, samples done, samples in all
 Progress = Callable[[str, int, int], None]
+# What a recipe's name starts with that is a preset, and no file.
+PRESET = "preset:"
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,18 @@ class Job:
 
 
 def make_job(model: Path | None, recipe: Recipe | str | Path | None) -> Job:
-    """A job for a recipe that is given as a value or a file, or found beside the model.
+    """A job for a recipe that is given as a value, a file or ``preset:NAME``, or found.
+
+    One that lies beside the model is read only where no other is given.
 
     Raises:
         RecipeError: The recipe cannot be read or holds an unknown key.
+        UsageError: There is no such preset.
     """
     if isinstance(recipe, Recipe):
         return Job(recipe)
+    if isinstance(recipe, str) and recipe.startswith(PRESET):
+        return Job(load_preset(recipe.removeprefix(PRESET)))
     if recipe is not None:
         path, origin = Path(recipe), Origin(Path(recipe).parent)
     elif model is not None and model.is_file() and (found := find_recipe(model)) is not None:

@@ -27,9 +27,11 @@ from onnxq.graph import (
     staging,
     write_bytes,
 )
+from onnxq.ops import Census
 from onnxq.plan import QuantPlan, Recipe
 from onnxq.rewrite import rewrite
 from onnxq.runtime import environment
+from onnxq.types import Form
 from onnxq.verify import (
     FileFacts,
     MetricChoice,
@@ -53,12 +55,14 @@ class Result:
         plan: What became of each node.
         receipt: What was measured.
         path: Where the model was written; None when it was not.
+        census: What each node of the prepared model is.
     """
 
     model: Model
     plan: QuantPlan
     receipt: Receipt
     path: Path | None
+    census: Census
 
 
 def quantize(
@@ -82,7 +86,8 @@ def quantize(
             ``onnxq.data.open_data`` takes. Wins over the recipe's. The tail is held back to verify
             with, unless there are test data.
         test_data: Test data, in the same forms. Wins over the recipe's.
-        recipe: A recipe, or the path of one; without it, the one beside the model, if any.
+        recipe: A recipe, the path of one, or ``preset:NAME``; without it, the one beside the
+            model, if any.
         ranges: What was observed before (``calibrate_model``, ``load_ranges``); then nothing is
             calibrated, and all data are there to verify with.
         workers: Who calibrates; this process alone if None.
@@ -143,8 +148,8 @@ def run(
     made = source if drafted.plan.empty else _rewrite(drafted)
     receipt = _verify(drafted, made, path, job, metric)
     if path is not None:
-        receipt = _write(made, path, receipt)
-    return Result(made, drafted.plan, receipt, path)
+        receipt = _write(made, path, receipt, large=not source.fits_one_file)
+    return Result(made, drafted.plan, receipt, path, drafted.census)
 
 
 def _read_files(job: Job) -> list[Path]:
@@ -155,7 +160,7 @@ def _read_files(job: Job) -> list[Path]:
     ]
 
 
-def _write(made: Model, path: Path, receipt: Receipt) -> Receipt:
+def _write(made: Model, path: Path, receipt: Receipt, *, large: bool) -> Receipt:
     """Write the model and its receipt, which then knows the file.
 
     Both are whole before either gets its name. A kill in between leaves a model without a
@@ -166,7 +171,7 @@ def _write(made: Model, path: Path, receipt: Receipt) -> Receipt:
         if receipt.plan.empty:
             copy_model(made, part)
         else:
-            save(made, part)
+            save(made, part, external=large)
         facts = with_fields(_facts(load(part)), path=str(path))
         receipt = with_fields(receipt, output=facts)
         write_bytes(receipt.to_json(), receipt_path(part))
@@ -182,7 +187,9 @@ def receipt_path(output: Path) -> Path:
 
 
 def _rewrite(drafted: Draft) -> Model:
-    made = forget_inferred(rewrite(drafted.prepared, drafted.plan), drafted.source)
+    made = forget_inferred(
+        rewrite(drafted.prepared, drafted.plan, Form(drafted.recipe.format)), drafted.source
+    )
     return made.with_metadata(
         {
             "onnxq.version": environment()["onnxq"],

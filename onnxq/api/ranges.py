@@ -40,7 +40,8 @@ def calibrate_model(
     Args:
         model: A path, or a model that was loaded.
         data: Samples, in any form that ``onnxq.data.open_data`` takes; the recipe's if None.
-        recipe: A recipe, or the path of one; without it, the one beside the model, if any.
+        recipe: A recipe, the path of one, or ``preset:NAME``; without it, the one beside the
+            model, if any.
         earlier: What was observed before, to go on from.
         samples: The most samples, drawn at random; all if None.
         workers: Who calibrates; this process alone if None.

@@ -21,12 +21,20 @@ from onnxq.calibrate import (
 )
 from onnxq.data import Data, Reader, open_data
 from onnxq.errors import ModelError, UsageError
-from onnxq.graph import MINIMUM_OPSET, Model, load, sha256
+from onnxq.graph import Model, load, sha256
 from onnxq.ops import Census, classify, refuse_quantized
-from onnxq.plan import QuantPlan, Recipe, make_plan, tensors_to_observe
+from onnxq.plan import (
+    QuantPlan,
+    Reading,
+    Recipe,
+    make_plan,
+    needed_opset,
+    readings,
+    tensors_to_observe,
+)
 from onnxq.runtime import StateLoop, default_target, prepare
-from onnxq.targets import get_target
-from onnxq.types import Feed, Grid, TensorSpec
+from onnxq.targets import Pairs, Target, get_target
+from onnxq.types import Feed, Grid, Precision, TensorRange, TensorSpec
 
 # Fewer samples than this seldom show a tensor's whole range.
 FEW_SAMPLES = 16
@@ -43,6 +51,7 @@ class Start:
         prepared: The float model that everything is about.
         census: What each node is.
         taps: The tensors that a plan may quantize.
+        readings: How the range of each of them is read.
         recipe: What was asked for, complete.
     """
 
@@ -50,6 +59,7 @@ class Start:
     prepared: Model
     census: Census
     taps: tuple[str, ...]
+    readings: dict[str, Reading]
     recipe: Recipe
 
 
@@ -93,8 +103,9 @@ def draft(model: str | Path | Model, job: Job) -> Draft:
     calibration, test, data_notes = _open_readers(job, source.view().inputs)
     start = begin(source, job, calibration or test)
     ranges = Ranges(0, {})
-    if recipe.precision == "int8":
-        observed = job.ranges or observe(start, calibration, job)
+    if recipe.static:
+        counted = bool(recipe.observers())  # several methods read what is observed once
+        observed = job.ranges or observe(start, calibration, job, keep_histogram=counted)
         found, range_notes = _ranges(start, observed, job)
         ranges, data_notes = found, data_notes + range_notes
     target = get_target(recipe.target or default_target())
@@ -114,18 +125,18 @@ def begin(source: Model, job: Job, samples: Reader | None) -> Start:
     """
     recipe = job.recipe
     feed = _first_feed(samples, source, recipe)
-    prepared = prepare(source, feed) if job.prepare else source
-    if prepared.opset < MINIMUM_OPSET:
+    opset = needed_opset(recipe)
+    prepared = prepare(source, feed, opset) if job.prepare else source
+    if prepared.opset < opset:
         raise ModelError(
-            f"model '{source.path}' has opset {source.opset}, and per-channel QDQ needs "
-            f"{MINIMUM_OPSET}",
+            f"model '{source.path}' has opset {source.opset}, and what is wanted needs {opset}",
             "leave out --no-prepare",
         )
     view = prepared.view()
     census = classify(view, get_target(recipe.target or default_target()))
     # a typo in a pattern fails before the data run
-    taps = tensors_to_observe(view, census, recipe.keep_float, recipe.keep_float_op)
-    return Start(source, prepared, census, taps, recipe)
+    taps = tensors_to_observe(view, census, recipe)
+    return Start(source, prepared, census, taps, readings(view, census, recipe), recipe)
 
 
 def observe(
@@ -168,6 +179,8 @@ def observe(
         )
     if recipe.calibration.method not in (AUTO, earlier.observer.name):
         earlier = earlier.with_observer(observer)
+    for method in recipe.observers():  # what cannot be read fails before the data run
+        _read_by(earlier, method, recipe)
     setup = Setup.of(
         start.prepared.view(),
         start.taps,
@@ -229,20 +242,51 @@ def draw(reader: Reader, samples: int, recipe: Recipe, seed: int) -> Reader:
     return reader.take(wanted) if recipe.data.state else reader.sample(wanted, seed)
 
 
+def usual_precision(job: Job) -> Precision:
+    """The recipe's precision; where it says none, the best that the job's data allow."""
+    if job.recipe.precision is None and not _has_ranges(job):
+        return Precision.INT8_WEIGHTS
+    return job.recipe.usual
+
+
+def _has_ranges(job: Job) -> bool:
+    return job.calibration_data is not None or job.ranges is not None
+
+
 def _complete(job: Job) -> tuple[Recipe, tuple[str, ...]]:
     """Fill in what the recipe leaves open."""
-    recipe = job.recipe
-    has_ranges = job.calibration_data is not None or job.ranges is not None
-    if recipe.precision == "int8" and not has_ranges:
+    recipe = with_fields(
+        job.recipe,
+        target=job.recipe.target or default_target(),
+        precision=usual_precision(job).value,
+    )
+    notes = _check_target(recipe)
+    if recipe.static and not _has_ranges(job):
+        wanted = next(precision for precision in recipe.precisions if precision.static)
         raise UsageError(
-            "precision int8 needs samples to find the activations' ranges with",
-            "give --data, or use --precision int8-weights",
+            f"precision {wanted} needs samples to find the activations' ranges with",
+            "give --data, or use int8-weights or int8-dynamic, which need none",
         )
-    recipe = with_fields(recipe, target=recipe.target or default_target())
-    if recipe.precision is None and not has_ranges:
+    if job.recipe.precision is None and not _has_ranges(job):
         note = "no data: only weights are int8; with --data, activations are quantized too"
-        return with_fields(recipe, precision="int8-weights"), (note,)
-    return with_fields(recipe, precision=recipe.precision or "int8"), ()
+        return recipe, (note, *notes)
+    return recipe, notes
+
+
+def _check_target(recipe: Recipe) -> tuple[str, ...]:
+    """Refuse what is a loss on the target, before the data run; advise what would be a gain."""
+    target = get_target(recipe.target or default_target())
+    for wanted in recipe.precisions:
+        if why := target.refuses.get(wanted):
+            raise UsageError(f"precision {wanted} is a loss on target {target.name}: {why}")
+    if recipe.format == "qoperator" and not (target.integer_bias and target.pairs is Pairs.AROUND):
+        raise UsageError(
+            f"target {target.name} reads pairs, and runs no integer operators of ONNX Runtime's",
+            "use --format qdq",
+        )
+    if target.float_type is Precision.FP16 and "fp16" not in (recipe.float_type, recipe.precision):
+        return (f"{target.name} runs what stays float faster in float16: --float-type fp16",)
+    return ()
 
 
 def _open_readers(
@@ -256,7 +300,7 @@ def _open_readers(
         return None, test, ()
     calibration = open_reader(job.calibration_data, job.data_from, inputs, recipe)
     notes: tuple[str, ...] = ()
-    if recipe.precision == "int8-weights" or job.ranges is not None:
+    if not recipe.static or job.ranges is not None:
         test = test or calibration  # nothing is calibrated: every sample can judge
         if job.ranges is not None and test.identity() in job.ranges.seen:
             notes = ("the ranges are of these very samples: the figures flatter the model",)
@@ -307,14 +351,33 @@ def _ranges(start: Start, observed: Calibration, job: Job) -> tuple[Ranges, tupl
                 f"no ranges of {len(missing)} tensors ('{missing[0]}' is one): the nodes beside "
                 "them stay float; calibrate again with these settings",
             )
-    grid = get_target(start.recipe.target or default_target()).activation_grid
-    ranges = observed.ranges(grid)
+    target = get_target(start.recipe.target or default_target())
+    grid, ranges = target.activation_grid, _read(start, observed, target)
     if not start.taps:
         return ranges, notes
     if ranges.samples < FEW_SAMPLES:
         text = f"calibrated with {ranges.samples} samples: ranges may be too narrow for others"
         return ranges, (*notes, text)
     return ranges, notes + _unsettled(observed, grid)
+
+
+def _read(start: Start, observed: Calibration, target: Target) -> Ranges:
+    """The range of every tensor, by the method and for the width that its nodes want."""
+    alike: dict[Reading, list[str]] = {}
+    for tensor in observed.tensors:
+        alike.setdefault(start.readings.get(tensor, Reading()), []).append(tensor)
+    found: dict[str, TensorRange] = {}
+    for reading, tensors in alike.items():
+        part = replace(observed, tensors={t: observed.tensors[t] for t in tensors})
+        if reading.observer is not None:
+            part = _read_by(part, reading.observer, start.recipe)
+        qtype = target.activation16 if reading.wide else target.activation
+        found |= part.ranges(Grid(qtype.bits, target.symmetric_activations)).tensors
+    return Ranges(observed.samples, {t: found[t] for t in observed.tensors if t in found})
+
+
+def _read_by(observed: Calibration, method: str, recipe: Recipe) -> Calibration:
+    return observed.with_observer(recipe.calibration.with_method(method).observer())
 
 
 def _unsettled(observed: Calibration, grid: Grid) -> tuple[str, ...]:

@@ -12,9 +12,10 @@ from onnxq.errors import OnnxqError
 
 # Name and one line of help; the module of a command is imported when it is called.
 COMMANDS = {
-    "quantize": "Make a model int8, and measure what came out.",
+    "quantize": "Quantize a model, and measure what came out.",
     "calibrate": "Observe the activations of a model, and save what was seen.",
     "inspect": "Show every node, and whether it can run as int8.",
+    "recipe": "Show ready recipes, and what a recipe can say.",
 }
 # What shells say of a program that Ctrl-C ended: 128 + SIGINT. Click says 1: a missed budget here.
 INTERRUPTED = 130

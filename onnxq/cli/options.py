@@ -11,9 +11,11 @@ from typing import Any
 from msgspec.structs import replace as with_fields
 
 from onnxq.api import (
+    PRESET,
     Job,
     load_ranges,
     make_job,
+    usual_precision,
     with_data,
     with_metric,
     with_observer,
@@ -22,6 +24,10 @@ from onnxq.api import (
 from onnxq.calibrate import Calibration, Workers, connect
 from onnxq.errors import UsageError
 from onnxq.plan import Recipe
+from onnxq.types import Precision
+
+WEIGHT_OPTIONS = ("block_size", "weight_method", "asymmetric_weights")
+WEIGHTS_ALONE = (Precision.INT8_WEIGHTS, Precision.INT4_WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -29,9 +35,15 @@ class Overrides:
     """What was said on the command line; None and empty mean: as the recipe says."""
 
     recipe: Path | None = None
+    preset: str | None = None
     data: str | None = None
     test_data: str | None = None
     precision: str | None = None
+    float_type: str | None = None
+    format: str | None = None
+    block_size: str | None = None
+    weight_method: str | None = None
+    asymmetric_weights: bool = False
     target: str | None = None
     calibrator: str | None = None
     per_tensor: bool = False
@@ -49,8 +61,12 @@ def job_of(model: Path, overrides: Overrides) -> Job:
 
     Raises:
         RecipeError: The recipe cannot be read or holds an unknown key.
+        UsageError: There is no such preset, or it is given beside a recipe.
     """
-    job = make_job(model, overrides.recipe)
+    if overrides.recipe is not None and overrides.preset is not None:
+        raise UsageError("--recipe and --preset are both recipes", "give one of them")
+    preset = f"{PRESET}{overrides.preset}" if overrides.preset is not None else None
+    job = make_job(model, preset or overrides.recipe)
     if overrides.data is not None:
         job = with_data(job, overrides.data)
     if overrides.test_data is not None:
@@ -91,10 +107,36 @@ def workers_of(options: Mapping[str, Any]) -> Iterator[Workers]:
         yield workers
 
 
+def check_weight_options(job: Job, said: Overrides) -> None:
+    """Refuse options about weights alone where no layer stores them so.
+
+    Raises:
+        UsageError: One is given.
+    """
+    recipe = with_fields(job.recipe, precision=usual_precision(job).value)
+    if any(precision in WEIGHTS_ALONE for precision in recipe.precisions):
+        return
+    given = [name for name in WEIGHT_OPTIONS if getattr(said, name)]
+    if given:
+        raise UsageError(
+            f"--{given[0].replace('_', '-')} is about weights alone, and the precision is "
+            f"{recipe.precision}",
+            f"add --precision {' or '.join(WEIGHTS_ALONE)}, or leave it out",
+        )
+
+
 def _merge(recipe: Recipe, said: Overrides) -> Recipe:
+    weights = {
+        "block_size": int(said.block_size) if said.block_size else recipe.weights.block_size,
+        "symmetric": recipe.weights.symmetric and not said.asymmetric_weights,
+        "method": said.weight_method or recipe.weights.method,
+    }
     return with_fields(
         recipe,
         precision=said.precision or recipe.precision,
+        float_type=said.float_type or recipe.float_type,
+        format=said.format or recipe.format,
+        weights=with_fields(recipe.weights, **weights),
         target=said.target or recipe.target,
         per_channel=recipe.per_channel and not said.per_tensor,
         keep_float=recipe.keep_float + said.keep_float,

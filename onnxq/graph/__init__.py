@@ -21,16 +21,23 @@ from onnxq.graph.normalize import (
     normalize,
     restore_identity,
 )
-from onnxq.graph.opset import MINIMUM_OPSET
-from onnxq.graph.strip import difference, strip
-from onnxq.graph.view import GraphView, NodeView, Use
+from onnxq.graph.opset import MINIMUM_OPSET, SMALL_TYPES_OPSET
+from onnxq.graph.retype import TYPELESS, FloatPorts, float_ports, narrow
+from onnxq.graph.strip import Place, Tolerance, difference, strip
+from onnxq.graph.view import GraphView, InnerUse, NodeView, Use
 
 __all__ = [
     "MINIMUM_OPSET",
+    "SMALL_TYPES_OPSET",
+    "TYPELESS",
     "Editor",
+    "FloatPorts",
     "GraphView",
+    "InnerUse",
     "Model",
     "NodeView",
+    "Place",
+    "Tolerance",
     "Use",
     "check_writable",
     "copy_model",
@@ -39,11 +46,13 @@ __all__ = [
     "difference",
     "encoded_size",
     "files_of",
+    "float_ports",
     "forget_inferred",
     "from_text",
     "load",
     "move_model",
     "name_nodes",
+    "narrow",
     "normalize",
     "read_tensor",
     "restore_identity",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import SelfCheckError
 from onnxq.graph.model import Model
+from onnxq.graph.retype import narrow
 from onnxq.graph.view import captured, node_names, subgraphs
 from onnxq.types import Array
 
@@ -29,6 +30,7 @@ class Editor:
         values = [*graph.inputs, *graph.initializers.values()]
         values += [v for node in graph for v in node.outputs]
         self._values = {v.name: v for v in values if v.name}
+        self._stale: list[ir.Node] = []
 
     def has_tensor(self, name: str) -> bool:
         """True when a tensor of this name exists."""
@@ -55,6 +57,27 @@ class Editor:
             self._values[name] = value
         return name
 
+    def add_made(
+        self,
+        name: str,
+        make: Callable[[], Array],
+        dtype: np.dtype[np.generic],
+        shape: Sequence[int],
+    ) -> str:
+        """Add an initializer that is computed whenever it is read or written, and never held."""
+        kind = ir.DataType.from_numpy(dtype)
+        value = ir.Value(
+            name=name,
+            type=ir.TensorType(kind),
+            shape=ir.Shape(shape),
+            const_value=ir.LazyTensor(
+                lambda: ir.tensor(make(), name=name), kind, ir.Shape(shape), name=name
+            ),
+        )
+        self._graph.register_initializer(value)
+        self._values[name] = value
+        return name
+
     def add_node(
         self,
         op: str,
@@ -63,8 +86,9 @@ class Editor:
         *,
         name: str,
         attrs: Mapping[str, AttributeValue] | None = None,
+        domain: str = "",
     ) -> None:
-        """Add a node of the ONNX domain, right behind the maker of its first input if it can.
+        """Add a node, right behind the maker of its first input if it can.
 
         Raises:
             SelfCheckError: A tensor has the name of one of its outputs already.
@@ -72,13 +96,7 @@ class Editor:
         if known := next((output for output in outputs if output in self._values), None):
             raise SelfCheckError(f"node '{name}' would make tensor '{known}', which exists already")
         made = [ir.Value(name=output) for output in outputs]
-        node = ir.node(
-            op,
-            [self._values[i] if i else None for i in inputs],
-            dict(attrs or {}),
-            outputs=made,
-            name=name,
-        )
+        node = self._new_node(op, inputs, made, name, attrs, domain)
         producer = node.inputs[0].producer() if node.inputs and node.inputs[0] else None
         if producer is not None:
             self._graph.insert_after(producer, node)
@@ -86,6 +104,105 @@ class Editor:
             self._graph.append(node)
         self._nodes[name] = node
         self._values.update({v.name: v for v in made if v.name})
+
+    def _new_node(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        outputs: Sequence[ir.Value],
+        name: str,
+        attrs: Mapping[str, AttributeValue] | None,
+        domain: str,
+    ) -> ir.Node:
+        if domain:
+            self._model.ir.opset_imports.setdefault(domain, 1)
+        read = [self._values[tensor] if tensor else None for tensor in inputs]
+        return ir.node(op, read, dict(attrs or {}), domain=domain, outputs=outputs, name=name)
+
+    def replace(
+        self,
+        node: str,
+        op: str,
+        inputs: Sequence[str],
+        *,
+        outputs: Sequence[str] | None = None,
+        attrs: Mapping[str, AttributeValue] | None = None,
+        domain: str = "",
+    ) -> None:
+        """Put another operator in the place of a node, under its name.
+
+        Args:
+            node: Name of the node.
+            op: The new operator.
+            inputs: What it reads.
+            outputs: Tensors that exist and that it makes from now on, whoever made them before;
+                those of the old node when None. Nodes that nothing uses then go away.
+            attrs: The new operator's attributes; none of the old one's are kept.
+            domain: The new operator's domain.
+        """
+        old = self._nodes[node]
+        kept = list(old.outputs) if outputs is None else [self._values[name] for name in outputs]
+        self._stale += [old, *(maker for v in kept if (maker := v.producer()) is not None)]
+        made = [ir.Value(type=v.type, shape=v.shape) for v in kept]
+        new = self._new_node(op, inputs, made, node, attrs, domain)
+        new.doc_string = old.doc_string
+        new.metadata_props.update(old.metadata_props)
+        self._graph.insert_after(old, new)
+        for value, before in zip(made, kept, strict=True):
+            name = before.name
+            before.replace_all_uses_with(value, replace_graph_outputs=True)
+            before.name, value.name = None, name
+            if name:
+                self._values[name] = value
+        self._nodes[node] = new
+
+    def put_behind(
+        self,
+        tensor: str,
+        inner: str,
+        op: str,
+        inputs: Sequence[str],
+        *,
+        name: str,
+        attrs: Mapping[str, AttributeValue] | None = None,
+    ) -> None:
+        """Put a node between a tensor and all that read it, outputs and subgraphs included.
+
+        Args:
+            tensor: The tensor; the new node makes it from now on.
+            inner: What its maker makes from now on, of any type.
+            op: The new node's operator.
+            inputs: What it reads, ``inner`` among them.
+            name: Its name.
+            attrs: Its attributes.
+        """
+        before = self._values[tensor]
+        made = ir.Value(type=before.type, shape=before.shape)
+        before.replace_all_uses_with(made, replace_graph_outputs=True)
+        before.name, before.type, before.shape = inner, None, None
+        made.name = tensor
+        self._values.update({inner: before, tensor: made})
+        node = self._new_node(op, inputs, [made], name, attrs, "")
+        maker = before.producer()
+        assert maker is not None
+        self._graph.insert_after(maker, node)
+        self._nodes[name] = node
+
+    def sweep(self) -> None:
+        """Take out replaced nodes, and those before them, that nothing uses any more."""
+        while self._stale:
+            node = self._stale.pop()
+            used = any(v.uses() or v.is_graph_output() for v in node.outputs)
+            if used or node.graph is None:
+                continue
+            makers = [v.producer() for v in node.inputs if v is not None]
+            self._stale += [maker for maker in makers if maker is not None]
+            self._graph.remove(node, safe=True)
+            for value in node.outputs:
+                if self._values.get(value.name or "") is value:
+                    del self._values[value.name or ""]
+            if self._nodes.get(node.name or "") is node:
+                del self._nodes[node.name or ""]
 
     def redirect(self, node: str, port: int, tensor: str) -> None:
         """Let input ``port`` of a node read another tensor."""
@@ -101,6 +218,30 @@ class Editor:
         """Give a new tensor the type and shape of another one."""
         self._values[target].type = self._values[source].type
         self._values[target].shape = self._values[source].shape
+
+    def retype(self, tensor: str, dtype: str) -> None:
+        """Say that a tensor has another type, such as ``float16``, and the same shape."""
+        self._values[tensor].type = ir.TensorType(_data_type(dtype))
+
+    def retype_attribute(self, node: str, attribute: str, dtype: str) -> None:
+        """Let the attribute that names or holds the type of a node's output say another one.
+
+        A missing one is added; of a Constant, whichever attribute holds its value becomes
+        ``value``, and of a ConstantOfShape without one it is 0.
+        """
+        attributes = self._nodes[node].attributes
+        if attribute != "value":
+            attributes[attribute] = ir.AttrInt64(attribute, int(_data_type(dtype)))
+            return
+        names = [n for n in ("value", "value_float", "value_floats") if n in attributes]
+        held = [attributes.pop(name) for name in names]
+        found = held[0].value if held else [0]
+        values = found.numpy() if isinstance(found, ir.TensorProtocol) else np.array(found)
+        attributes["value"] = ir.AttrTensor("value", ir.tensor(narrow(values, dtype)))
+
+    def discard(self, node: str) -> None:
+        """Take out a node, and those before it, when nothing uses what they make."""
+        self._stale.append(self._nodes[node])
 
     def add_output(self, tensor: str) -> None:
         """Make a tensor an output of the graph, beside those that there are."""
@@ -122,12 +263,17 @@ class Editor:
         self._graph.outputs[position] = self._values[outer]
 
     def finish(self) -> Model:
-        """The edited model, sorted, without unused initializers."""
+        """The edited model, sorted, without what replacing left unused."""
+        self.sweep()
         self._graph.sort()
         for value in list(self._graph.initializers.values()):
             if not value.uses() and not value.is_graph_output() and value.name:
                 del self._graph.initializers[value.name]
         return self._model
+
+
+def _data_type(dtype: str) -> ir.DataType:
+    return ir.DataType.from_numpy(np.dtype(dtype))
 
 
 def _redirect_inside(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
 from onnxq.errors import ModelError, OutputError
-from onnxq.graph.model import Model, internal, serialize
+from onnxq.graph.model import Model, internal, mapped, serialize
 from onnxq.graph.view import described
 from onnxq.types import Array
 
@@ -167,19 +167,27 @@ def _check_external(model: Model) -> None:
             raise ModelError(f"{where} are truncated: '{file}'", "copy them again")
 
 
-def save(model: Model, path: str | os.PathLike[str]) -> None:
+def save(model: Model, path: str | os.PathLike[str], *, external: bool = False) -> None:
     """Write a model whole or not at all: made in a folder beside, then renamed.
 
     It is one file, wherever its tensors came from, as long as one protobuf file can hold them;
     beyond that they go to ``NAME.data`` beside the model.
 
+    Args:
+        model: The model.
+        path: The file.
+        external: Whether tensors go to ``NAME.data`` in any case. They are written one by one then,
+            while a single file is put together in memory.
+
     Raises:
         OutputError: The folder is missing, read-only or full.
     """
     path = Path(path)
-    external = None if model.fits_one_file else data_path(path).name
     with staging(path) as part:
-        ir.save(internal(model).ir, part, external_data=external)
+        if external or not model.fits_one_file:
+            ir.save(mapped(model).ir, part, external_data=data_path(path).name)
+        else:
+            ir.save(internal(model).ir, part)
         move_model(part, path)
 
 

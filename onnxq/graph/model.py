@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +11,12 @@ import onnx
 import onnx_ir as ir
 from onnx_ir import Graph, TensorProtocol
 
-from onnxq.graph.view import GraphView
+from onnxq.graph.view import GraphView, values_of
 
 # Protobuf cannot hold 2 GiB; beyond this, tensors go to a file beside the model.
 ONE_PROTOBUF = 1_800_000_000
+# Up to this size a model is encoded to learn how many bytes it takes.
+SMALL_PROTOBUF = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -132,21 +134,33 @@ def to_proto(model: Model) -> onnx.ModelProto:
 
 
 def encoded_size(model: Model) -> int:
-    """Bytes of the model when it is saved, external data included."""
-    if not model.fits_one_file:
+    """Bytes of the model when it is saved, external data included.
+
+    Of a large model those of its tensors: the graph is nothing beside them.
+    """
+    if model.weight_bytes > SMALL_PROTOBUF:
         return model.weight_bytes
     return int(to_proto(model).ByteSize())
 
 
 def internal(model: Model) -> Model:
     """The model without references to external data; these stay memory-mapped, not copied."""
+    return _with_tensors(model, _internal_tensor)
+
+
+def mapped(model: Model) -> Model:
+    """The same, and every tensor is mapped when it is read, and no longer."""
+    return _with_tensors(model, _lazy_tensor)
+
+
+def _with_tensors(model: Model, replaced: Callable[[ir.ExternalTensor], TensorProtocol]) -> Model:
     if not model.has_external_data:
         return model
     model = model.copy()
     for graph in model.graphs():
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = _internal_tensor(value.const_value)
+                value.const_value = replaced(value.const_value)
         for node in graph:
             for attr in list(node.attributes.values()):
                 found = [_internal_tensor(tensor) for tensor in _tensors_of(attr)]
@@ -159,7 +173,13 @@ def internal(model: Model) -> Model:
 def _internal_tensor(tensor: TensorProtocol) -> TensorProtocol:
     if not isinstance(tensor, ir.ExternalTensor):
         return tensor
-    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)
+    return ir.Tensor(values_of(tensor), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)
+
+
+def _lazy_tensor(tensor: ir.ExternalTensor) -> TensorProtocol:
+    return ir.LazyTensor(
+        lambda: _internal_tensor(tensor), tensor.dtype, tensor.shape, name=tensor.name
+    )
 
 
 def _tensors_of(attr: ir.Attr) -> Iterable[TensorProtocol]:

@@ -13,8 +13,9 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from onnxq.errors import ModelError
+from onnxq.graph.lift import lift_constants
 from onnxq.graph.model import Model
-from onnxq.graph.opset import MINIMUM_IR, raise_opset, restore_shapes
+from onnxq.graph.opset import MINIMUM_IR, MINIMUM_OPSET, raise_opset, restore_shapes
 from onnxq.graph.view import node_names, unused
 
 # Names that ONNX Runtime's BASIC level gives to what it fused, after the first node's own name.
@@ -25,19 +26,23 @@ FUSION_SUFFIXES = ("/MatMulAddFusion",)
 logging.getLogger("onnx_ir.passes.common.shape_inference").setLevel(logging.ERROR)
 
 
-def normalize(model: Model) -> Model:
+def normalize(model: Model, opset: int = MINIMUM_OPSET) -> Model:
     """Inline functions, free initializers, raise the opset, widen float16, name nodes.
+
+    Args:
+        model: The model as loaded.
+        opset: The least opset that it is to have.
 
     Returns:
         A new model; its ``notes`` tell what was done.
 
     Raises:
-        ModelError: The opset cannot be raised to ``MINIMUM_OPSET``.
+        ModelError: The opset cannot be raised.
     """
     model = model.copy()
     model = _inline_functions(model)
     model = _free_initializers(model)
-    model = raise_opset(model)
+    model = raise_opset(model, opset)
     model = _widen_float16(model)
     return name_nodes(model)
 
@@ -154,7 +159,7 @@ def name_nodes(model: Model) -> Model:
 
 
 def restore_identity(folded: Model, source: Model) -> Model:
-    """Put back what folding through the runtime loses, and infer missing shapes.
+    """Put back what folding through the runtime loses, infer shapes, lift weights out of bodies.
 
     Kept from ``source``: producer, doc strings, ``metadata_props``, the names and symbolic
     dimensions of inputs and outputs, and only the operator sets that are in use.
@@ -187,7 +192,8 @@ def restore_identity(folded: Model, source: Model) -> Model:
     restore_shapes(new.graph.inputs, old.graph.inputs)
     passes.ShapeInferencePass(check_type=False, strict_mode=False)(new)
     restore_shapes(new.graph.outputs, old.graph.outputs)  # inference puts numbers for symbols
-    return name_nodes(Model(new, source.path, source.notes))
+    # Only now: folding leaves what it computes inside a body in that body.
+    return name_nodes(lift_constants(Model(new, source.path, source.notes)))
 
 
 def forget_inferred(model: Model, source: Model) -> Model:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxq.types import Array, TensorSpec
@@ -27,6 +28,7 @@ class NodeView:
         outputs: Tensor names.
         attrs: Attribute values as Python numbers, strings, tuples or arrays; no subgraphs.
         captures: Tensors of this graph that the node's subgraphs use.
+        inner_uses: Each of these uses, those in nested subgraphs included, in order.
     """
 
     name: str
@@ -36,11 +38,21 @@ class NodeView:
     outputs: tuple[str, ...]
     attrs: Mapping[str, Any]
     captures: tuple[str, ...] = ()
+    inner_uses: tuple[InnerUse, ...] = ()
 
     @property
     def full_op(self) -> str:
         """Operator type with its domain, as people read it."""
         return f"{self.domain}::{self.op}" if self.domain else self.op
+
+
+@dataclass(frozen=True)
+class InnerUse:
+    """One use of an outer tensor inside a subgraph: input ``port`` of ``node``, which is inside."""
+
+    tensor: str
+    node: NodeView
+    port: int
 
 
 @dataclass(frozen=True)
@@ -99,6 +111,12 @@ class GraphView:
         found |= {v.name for node in inner for v in node.outputs} | {node.name for node in inner}
         return frozenset(name for name in (*found, *self.by_name) if name)
 
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set; 0 when the model imports another only."""
+        imports = self._graph.opset_imports
+        return imports.get("", imports.get("ai.onnx", 0))
+
     @cached_property
     def output_names(self) -> frozenset[str]:
         """Names of the graph's outputs."""
@@ -121,13 +139,20 @@ class GraphView:
         """The values of a constant; memory-mapped where they lie in external data."""
         if not self.is_constant(tensor):
             return None
-        tensor_data = self._graph.initializers[tensor].const_value
-        return None if tensor_data is None else tensor_data.numpy()
+        data = self._graph.initializers[tensor].const_value
+        return None if data is None else values_of(data)
 
     def dtype(self, tensor: str) -> str:
         """NumPy type name of a tensor; empty when the graph does not tell."""
         value = self._values.get(tensor)
         return _dtype(value) if value is not None else ""
+
+    def is_tensor(self, tensor: str) -> bool:
+        """True for what is known to be one tensor, not a sequence or an optional."""
+        value = self._values.get(tensor)
+        return value is not None and (
+            isinstance(value.type, ir.TensorType) or value.const_value is not None
+        )
 
     def shape(self, tensor: str) -> Shape | None:
         """Shape of a tensor; None when not even the rank is known."""
@@ -138,6 +163,18 @@ class GraphView:
         """Number of axes; None when it is not known."""
         shape = self.shape(tensor)
         return None if shape is None else len(shape)
+
+
+def values_of(tensor: ir.TensorProtocol) -> Array:
+    """The values of a tensor; external data are mapped for as long as the array lives.
+
+    ``ExternalTensor.numpy`` would map them for as long as the model does, and all pages that were
+    read would stay in memory.
+    """
+    if isinstance(tensor, ir.ExternalTensor) and tensor.dtype.bitwidth >= 8 and tensor.size:
+        dtype, shape = tensor.dtype.numpy(), tensor.shape.numpy()
+        return np.memmap(tensor.path, dtype, "r", tensor.offset or 0, tuple(shape))
+    return tensor.numpy()
 
 
 def node_names(graph: ir.Graph) -> list[str]:
@@ -170,7 +207,19 @@ def _view_node(node: ir.Node, name: str) -> NodeView:
         outputs=tuple(v.name or "" for v in node.outputs),
         attrs={a.name: _attribute(a) for a in node.attributes.values() if not _is_graph(a)},
         captures=tuple(captured(node)),
+        inner_uses=tuple(u for graph in subgraphs(node) for u in _inner_uses(graph, node.graph)),
     )
+
+
+def _inner_uses(graph: ir.Graph, outer: object) -> Iterator[InnerUse]:
+    """The uses of what graph ``outer`` holds; what has the same name further inside is no use."""
+    for node in graph:
+        read = [(p, v) for p, v in enumerate(node.inputs) if v is not None and v.graph is outer]
+        if read:
+            seen = _view_node(node, node.name or "")
+            yield from (InnerUse(value.name or "", seen, port) for port, value in read)
+        for body in subgraphs(node):
+            yield from _inner_uses(body, outer)
 
 
 def _is_graph(attr: ir.Attr) -> bool:

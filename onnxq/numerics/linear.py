@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from onnxq.numerics.slices import rows_of, slices
 from onnxq.types import QParams, QType
 
 
@@ -29,15 +30,23 @@ def quantize(x: ArrayLike, params: QParams) -> NDArray[np.integer[Any]]:
     Raises:
         ValueError: ``x`` holds a NaN, or does not have one channel per scale.
     """
-    qtype = params.qtype
     with np.errstate(over="ignore"):  # too large for float32 means infinite, which saturates
         real = np.asarray(x, np.float32)
         scale, zero_point = _broadcastable(params, real.shape)
-        steps = real / scale
+        stored = np.empty(real.shape, params.qtype.dtype)
+        for rows in slices(real):
+            steps = real[rows] / rows_of(scale, rows)
+            stored[rows] = _integers(steps, rows_of(zero_point, rows), params.qtype)
+    return stored
+
+
+def _integers(
+    steps: NDArray[np.float32], zero_point: NDArray[np.int64], qtype: QType
+) -> NDArray[Any]:
     if np.isnan(steps).any():
         raise ValueError("NaN cannot be quantized")
     # float32 for 8 and 16 bits: exact wherever nothing saturates. float64 for 32 bits.
-    exact = np.result_type(np.float32, qtype.dtype)
+    exact = np.float64 if qtype is QType.INT32 else np.float32
     shifted = np.rint(steps).astype(exact, copy=False) + zero_point.astype(exact)
     return np.asarray(np.clip(shifted, qtype.qmin, qtype.qmax), qtype.dtype)
 

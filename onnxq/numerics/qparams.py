@@ -59,10 +59,10 @@ def choose_qparams(
     low, high = _checked_range(lo, hi, axis)
     levels = qtype.qmax - qtype.qmin  # 2^b - 1
     if symmetric:
-        scale = _float32_scale(np.maximum(-low, high), (levels - 1) // 2)
+        scale = float32_scale(np.maximum(-low, high), (levels - 1) // 2)
         zero_point = np.full(scale.shape, (qtype.qmin + qtype.qmax + 1) // 2)
     else:
-        scale = _float32_scale(high - low, levels)
+        scale = float32_scale(high - low, levels)
         # A range of only 0 keeps its scale of 1.
         scale = _step_below(scale, levels, np.where((low == 0) & (high > 0), high, np.inf))
         offset = np.rint(-low / scale.astype(np.float64))
@@ -94,20 +94,14 @@ def channel_range(
     Raises:
         ValueError: ``w`` is empty, or has no such axis.
     """
-    blocks = _blocks(w, axis)
-    if blocks.size == 0:
+    if axis is not None and not -w.ndim <= axis < w.ndim:
+        raise ValueError(f"an array of shape {w.shape} has no axis {axis}")
+    if w.size == 0:
         raise ValueError(f"an empty array of shape {w.shape} has no range")
-    lo, hi = blocks.min(axis=1), blocks.max(axis=1)
-    return (float(lo[0]), float(hi[0])) if axis is None else (lo, hi)
-
-
-def _blocks(w: NDArray[Any], axis: int | None) -> NDArray[Any]:
-    """Reshape to one row per set of values that share a scale."""
     if axis is None:
-        return w.reshape(1, -1)
-    channels_first = np.moveaxis(w, axis, 0)
-    size = int(np.prod(channels_first.shape[1:]))  # -1 cannot be inferred with zero channels
-    return channels_first.reshape(len(channels_first), size)
+        return float(w.min()), float(w.max())
+    others = tuple(n for n in range(w.ndim) if n != axis % w.ndim)
+    return w.min(axis=others), w.max(axis=others)
 
 
 def _checked_range(
@@ -126,7 +120,7 @@ def _checked_range(
     return np.minimum(np.atleast_1d(low), 0.0) + 0.0, np.maximum(np.atleast_1d(high), 0.0) + 0.0
 
 
-def _float32_scale(extent: NDArray[np.float64], steps: int) -> NDArray[np.float32]:
+def float32_scale(extent: NDArray[np.float64], steps: int) -> NDArray[np.float32]:
     """Divide an extent into steps; an extent of 0 gets the scale 1."""
     scale = np.where(extent == 0, 1.0, np.maximum(extent / steps, _SMALLEST_SCALE))
     return scale.astype(np.float32)

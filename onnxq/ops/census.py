@@ -9,6 +9,24 @@ from onnxq.targets import Kernel
 from onnxq.types import Reason
 
 
+class Stored(msgspec.Struct, frozen=True):
+    """A constant of a node that can be stored as integers.
+
+    Attributes:
+        port: The node's input; -1 when the node's bodies read it.
+        tensor: Name of the constant.
+        axis: The axis of the channels that may have a scale each; None for one scale.
+        op: The operator that reads it; of several inside bodies the first.
+        summed: The axis along which blocks may have a scale each, not negative; None for none.
+    """
+
+    port: int
+    tensor: str
+    axis: int | None
+    op: str
+    summed: int | None
+
+
 class NodeInfo(msgspec.Struct, frozen=True):
     """One node, seen with the eyes of a quantizer.
 
@@ -23,8 +41,10 @@ class NodeInfo(msgspec.Struct, frozen=True):
         weight: Its constant weight as (port, tensor).
         bias: Its constant bias as (port, tensor).
         channel_axis: The weight's axis of output channels; None when there is no single one.
-        weight_only: Its weight can be stored as int8, also where it computes in float.
         reason: Why it cannot compute in int8; None when it can.
+        stored: All its constants that can be stored as integers, also where it computes in float,
+            its weight among them; empty unless all that the operator has are float32 constants.
+            Of a node with bodies, those that are nothing but weights inside.
     """
 
     name: str
@@ -37,8 +57,8 @@ class NodeInfo(msgspec.Struct, frozen=True):
     weight: tuple[int, str] | None
     bias: tuple[int, str] | None
     channel_axis: int | None
-    weight_only: bool
     reason: Reason | None
+    stored: tuple[Stored, ...] = ()
 
     @property
     def quantizable(self) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from onnxq.graph import GraphView, NodeView
-from onnxq.ops.census import Census, NodeInfo
+from onnxq.graph import GraphView, InnerUse, NodeView
+from onnxq.ops.census import Census, NodeInfo, Stored
 from onnxq.ops.patterns import float_patterns
 from onnxq.ops.table import ALL, OPERATORS, OpSpec, Role
 from onnxq.targets import Kernel, Target
@@ -19,8 +19,8 @@ _UNKNOWN = OpSpec("", Role.OTHER, ())
 def classify(view: GraphView, target: Target) -> Census:
     """Judge every node of the main graph for a target.
 
-    Nodes inside the bodies of If, Loop and Scan are not judged: they stay as they are, and the
-    node that holds them says so.
+    Nodes inside the bodies of If, Loop and Scan are not judged: they compute in float, and the
+    node that holds them says so. Weights of theirs that lie outside can be stored as integers.
 
     Args:
         view: The graph, prepared: constants folded, shapes inferred.
@@ -35,14 +35,16 @@ def classify(view: GraphView, target: Target) -> Census:
 
 
 def _judge(view: GraphView, node: NodeView, target: Target, patterns: dict[str, str]) -> NodeInfo:
-    spec = OPERATORS.get(node.op, _UNKNOWN) if not node.domain else _UNKNOWN
-    support = target.support(node.op)
+    spec = OPERATORS.get(node.full_op, _UNKNOWN)
+    support = target.support(node.full_op)
     data_ports = range(len(node.inputs)) if spec.data == ALL else spec.data
     present = [(p, node.inputs[p]) for p in data_ports if p < len(node.inputs) and node.inputs[p]]
     weight = _constant_input(view, node, spec.weight)
     bias = _constant_input(view, node, spec.bias)
     if spec.op == "MatMul" and weight is None and len(node.inputs) > 1:
         present.append((1, node.inputs[1]))  # activation x activation
+    channel_axis = _channel_axis(view, node, spec, weight)
+    stored = _stored(view, node, spec) if spec.op else stored_in_bodies(view, node)
     verdict = _refuse(view, node, spec, target, patterns)
     return NodeInfo(
         name=node.name,
@@ -54,10 +56,79 @@ def _judge(view: GraphView, node: NodeView, target: Target, patterns: dict[str, 
         outputs=tuple(t for t in node.outputs if t),
         weight=weight,
         bias=bias,
-        channel_axis=_channel_axis(view, node, spec, weight),
-        weight_only=weight is not None and view.dtype(weight[1]) == "float32",
+        channel_axis=channel_axis,
         reason=Reason(*verdict, node.name) if verdict else None,
+        stored=stored,
     )
+
+
+def _stored(view: GraphView, node: NodeView, spec: OpSpec) -> tuple[Stored, ...]:
+    """The constants that can be stored as integers: all that the operator has, or none."""
+    found = _weights(view, node, spec)
+    usable = (view.is_constant(s.tensor) and view.dtype(s.tensor) == "float32" for s in found)
+    return found if all(usable) else ()
+
+
+def _weights(view: GraphView, node: NodeView, spec: OpSpec) -> tuple[Stored, ...]:
+    """What an operator reads as weights, constant or not."""
+    axis = _channel_axis(view, node, spec, _constant_input(view, node, spec.weight))
+    ports = spec.stored if spec.weight is None else ((spec.weight, axis),)
+    if spec.op == "Gather":
+        ports = ((0, int(node.attrs.get("axis", 0))),)
+    return tuple(
+        Stored(port, tensor, axis, spec.op, _summed_axis(view, node, spec, tensor))
+        for port, axis in ports
+        if port < len(node.inputs) and (tensor := node.inputs[port])
+    )
+
+
+def stored_in_bodies(view: GraphView, node: NodeView) -> tuple[Stored, ...]:
+    """The constants outside of a node's bodies that are nothing but weights inside.
+
+    Args:
+        view: The graph that the node is in.
+        node: A node with bodies, such as If, Loop or Scan; any other has none.
+
+    Returns:
+        Finite float32 constants with port -1, in the order of their first use. Where their uses
+        disagree on an axis, there is none.
+    """
+    uses: dict[str, list[InnerUse]] = {}
+    for use in node.inner_uses:
+        uses.setdefault(use.tensor, []).append(use)
+    return tuple(s for t, found in uses.items() if (s := _stored_inside(view, t, found)))
+
+
+def _stored_inside(view: GraphView, tensor: str, uses: list[InnerUse]) -> Stored | None:
+    values = view.constant(tensor)
+    if values is None or values.dtype != np.float32:
+        return None
+    found = [_weight_inside(view, use) for use in uses]
+    known = [stored for stored in found if stored is not None]
+    if len(known) < len(found) or not np.isfinite(values).all():
+        return None
+    axes, summed = {s.axis for s in known}, {s.summed for s in known}
+    return Stored(
+        -1,
+        tensor,
+        axes.pop() if len(axes) == 1 else None,
+        known[0].op,
+        summed.pop() if len(summed) == 1 else None,
+    )
+
+
+def _weight_inside(view: GraphView, use: InnerUse) -> Stored | None:
+    spec = OPERATORS.get(use.node.full_op, _UNKNOWN)
+    return next((s for s in _weights(view, use.node, spec) if s.port == use.port), None)
+
+
+def _summed_axis(view: GraphView, node: NodeView, spec: OpSpec, tensor: str) -> int | None:
+    if spec.op == "Gemm" and node.attrs.get("transB", 0):
+        return 1
+    rank = view.rank(tensor)
+    if spec.summed is None or rank is None:
+        return None
+    return spec.summed if spec.summed >= 0 else max(spec.summed + rank, 0)
 
 
 def _constant_input(view: GraphView, node: NodeView, port: int | None) -> tuple[int, str] | None:
@@ -89,19 +160,19 @@ def _refuse(
 ) -> Verdict:
     if not spec.op:
         if node.captures or node.op in ("If", "Loop", "Scan"):
-            return "control-flow", f"{node.op} and the nodes inside its bodies stay as they are"
+            return "control-flow", f"the nodes inside the bodies of {node.op} compute in float"
         return "unknown-operator", f"{node.full_op} is not an operator that onnxq quantizes"
     if node.name in patterns:
         return "fused-float", f"is part of a {patterns[node.name]}"
-    support = target.support(node.op)
+    support = target.support(node.full_op)
     if support.kernel is Kernel.FLOAT:
-        return "no-int8-kernel", f"{node.op} stays float: {support.why}"
+        return "no-int8-kernel", f"{node.full_op} stays float: {support.why}"
     ports = range(len(node.inputs)) if spec.data == ALL else spec.data
     types = {view.dtype(node.inputs[p]) for p in ports if p < len(node.inputs)}
     if types != {"float32"}:
         found = ", ".join(sorted(t or "an unknown type" for t in types))
         return "not-float32", f"computes on {found}, not on float32"
-    special = _SPECIAL.get(node.op)
+    special = _SPECIAL.get(node.full_op)
     if special and (verdict := special(view, node)):
         return verdict
     if all(view.is_constant(node.inputs[p]) for p in ports if p < len(node.inputs)):

@@ -9,8 +9,8 @@ from onnxq.graph import Model
 
 # Operators whose presence means that a model is quantized already, in order of what they tell.
 _FORMS = (
-    (("QuantizeLinear",), "as QDQ (QuantizeLinear/DequantizeLinear pairs)"),
     (("QLinearConv", "QLinearMatMul", "QGemm", "QLinearAdd", "QLinearMul"), "as QOperator"),
+    (("QuantizeLinear",), "as QDQ (QuantizeLinear/DequantizeLinear pairs)"),
     (
         ("MatMulInteger", "ConvInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul",
          "DynamicQuantizeLSTM", "MatMulIntegerToFloat"),
@@ -38,5 +38,10 @@ def refuse_quantized(model: Model) -> None:
         by = f" by onnxq {maker}" if maker else ""
         raise AlreadyQuantizedError(
             f"model '{model.path}' is already quantized{by}, {how}: {counted}",
+            "quantize the float model that it was made from",
+        )
+    if maker := model.metadata.get("onnxq.version"):  # float16, or weights scaled at load
+        raise AlreadyQuantizedError(
+            f"model '{model.path}' was made by onnxq {maker} already",
             "quantize the float model that it was made from",
         )

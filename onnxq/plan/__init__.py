@@ -1,28 +1,43 @@
 """The plan: recipe in, a precision and a reason for every node and scales for every tensor out."""
 
-from onnxq.plan.plan import NodePlan, QuantPlan, make_plan
-from onnxq.plan.policy import keep_float, tensors_to_observe
-from onnxq.plan.recipe import (
+from onnxq.plan.layers import LayerSettings, layer_settings
+from onnxq.plan.make import make_plan
+from onnxq.plan.plan import NodePlan, QuantPlan
+from onnxq.plan.policy import tensors_to_observe
+from onnxq.plan.presets import load_preset, preset_text, presets
+from onnxq.plan.readings import Reading, readings
+from onnxq.plan.recipe import Recipe, find_recipe, load_recipe, recipe_schema
+from onnxq.plan.settings import (
     Budgets,
     CalibrationSettings,
     DataSettings,
-    Recipe,
+    LayerRule,
     VerifySettings,
-    find_recipe,
-    load_recipe,
+    WeightSettings,
 )
+from onnxq.plan.weights import needed_opset
 
 __all__ = [
     "Budgets",
     "CalibrationSettings",
     "DataSettings",
+    "LayerRule",
+    "LayerSettings",
     "NodePlan",
     "QuantPlan",
+    "Reading",
     "Recipe",
     "VerifySettings",
+    "WeightSettings",
     "find_recipe",
-    "keep_float",
+    "layer_settings",
+    "load_preset",
     "load_recipe",
     "make_plan",
+    "needed_opset",
+    "preset_text",
+    "presets",
+    "readings",
+    "recipe_schema",
     "tensors_to_observe",
 ]

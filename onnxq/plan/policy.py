@@ -2,66 +2,46 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import deque
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 
-from onnxq.errors import UsageError
 from onnxq.graph import GraphView
 from onnxq.ops import Census, NodeInfo, Role
-from onnxq.targets import Kernel
+from onnxq.plan.layers import LayerSettings, layer_settings
+from onnxq.plan.recipe import Recipe
+from onnxq.targets import Kernel, Pairs, get_target
 from onnxq.types import Reason
 
 
-def keep_float(
-    census: Census, patterns: tuple[str, ...], operators: tuple[str, ...]
-) -> dict[str, Reason]:
-    """The nodes that the user wants float, by glob of the name or by operator type.
-
-    Raises:
-        UsageError: A pattern or an operator matches no node.
-    """
-    kept: dict[str, Reason] = {}
-    names, ops = [n.name for n in census.nodes], {n.op for n in census.nodes}
-    for pattern in patterns:
-        hits = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
-        if not hits:
-            raise UsageError(f"no node is called '{pattern}'", _nearest(pattern, names))
-        kept.update({n: Reason("kept-float", f"kept float by '{pattern}'", n) for n in hits})
-    for op in operators:
-        if op not in ops:
-            raise UsageError(f"no node is a '{op}'", _nearest(op, sorted(ops)))
-        hits = [n.name for n in census.nodes if n.op == op]
-        kept.update({n: Reason("kept-float", f"kept float as {op}", n) for n in hits})
-    return kept
-
-
-def _nearest(wanted: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(wanted.strip("*"), known, n=1, cutoff=0.3)
-    shown = f"did you mean '{near[0]}'?" if near else "the model has other names"
-    return f"{shown} `onnxq inspect MODEL` lists all nodes"
-
-
-def tensors_to_observe(
-    view: GraphView,
-    census: Census,
-    patterns: tuple[str, ...] = (),
-    operators: tuple[str, ...] = (),
-) -> tuple[str, ...]:
+def tensors_to_observe(view: GraphView, census: Census, recipe: Recipe) -> tuple[str, ...]:
     """The activation tensors that a plan may quantize, in the graph's order.
 
     Args:
         view: The prepared graph.
         census: What ``classify`` said of it.
-        patterns: Globs of node names that stay float.
-        operators: Operator types that stay float.
+        recipe: What is wanted of each node.
 
     Raises:
         UsageError: A pattern or an operator matches no node.
     """
-    regions = Regions(view, census, keep_float(census, patterns, operators))
+    regions = Regions(view, census, not_static(census, layer_settings(census, recipe)))
     nodes = [node for node in census.nodes if node.name in regions.int8]
     return tuple(dict.fromkeys(t for node in nodes for t in regions.observed(node)))
+
+
+def not_static(census: Census, layers: Mapping[str, LayerSettings]) -> dict[str, Reason]:
+    """The nodes that are not to compute on activations with known ranges, and why."""
+    refuses = get_target(census.target).refuses
+    reasons = {}
+    for node in census.nodes:
+        wanted, name = layers[node.name], node.name
+        if not wanted.precision.static:
+            text = f"is to compute as {wanted.precision}"
+            reasons[name] = wanted.reason or Reason("other-precision", text, name)
+        elif wanted.precision in refuses:
+            text = f"stays float: {refuses[wanted.precision]}"
+            reasons[name] = Reason("target-refuses", text, name)
+    return reasons
 
 
 class Regions:
@@ -69,15 +49,18 @@ class Regions:
 
     Anchors (Conv, Gemm, MatMul with a weight) compute in int8 whatever stands around them. Any
     other node joins them only when its inputs are int8 data already and something behind it
-    wants int8 data: elsewhere a Q/DQ pair is pure loss. Starting with every candidate, nodes
-    that break their rule are dropped until none is left; dropping one makes only its neighbours
-    candidates again, so that the cost is linear in the edges.
+    wants int8 data: elsewhere a Q/DQ pair is pure loss. Where a target has sums vanish into
+    layers, a sum joins when such a layer makes one of its inputs. Starting with every
+    candidate, nodes that break their rule are dropped until none is left; dropping one makes
+    only its neighbours candidates again, so that the cost is linear in the edges.
     """
 
     def __init__(self, view: GraphView, census: Census, kept: dict[str, Reason]) -> None:
         self._view = view
+        self._target = get_target(census.target)
         self._infos = {node.name: node for node in census.nodes}
         self._moved = _Moved(view)
+        self._depths: dict[str, int] = {}
         self.reasons: dict[str, Reason] = {
             node.name: node.reason for node in census.nodes if node.reason is not None
         } | kept
@@ -107,6 +90,8 @@ class Regions:
             if node.weight is not None or all(self._available(t, node) for _, t in node.data):
                 return ""
             return "one of its two activations is computed in float"
+        if node.kernel is Kernel.RESIDUAL:
+            return "" if self._residual(node) else "no int8 layer makes an input for it alone"
         if node.kernel is Kernel.CLAMP:
             return self._broken_clamp(node)
         if not all(self._available(tensor, node) for _, tensor in node.data):
@@ -129,6 +114,34 @@ class Regions:
         if info.op not in ("Conv", "Gemm") and not self._wanted(node):
             return "nothing behind it computes in int8"
         return ""
+
+    def _residual(self, node: NodeInfo) -> str:
+        """The input of a sum that carries a pair: not the one whose layer the sum vanishes into.
+
+        That layer comes last: of two, the one with more layers before it. Empty when no int8
+        layer makes an input that nothing else reads.
+        """
+        tensors = [tensor for _, tensor in node.data]
+        layers = [tensor for tensor in tensors if self._ends_in_layer(tensor)]
+        if len(tensors) != 2 or not layers:
+            return ""
+        return tensors[1 - tensors.index(max(layers, key=self._depth))]
+
+    def _ends_in_layer(self, tensor: str) -> bool:
+        producer = self._view.producer(tensor)
+        if producer is None or producer.name not in self.int8:
+            return False
+        alone = len(self._view.uses(tensor)) == 1 and tensor not in self._view.output_names
+        return alone and self._infos[producer.name].role is Role.COMPUTE
+
+    def _depth(self, tensor: str) -> int:
+        """How many layers lie on the longest way to a tensor."""
+        if not self._depths:
+            for node in self._view.nodes:
+                before = max((self._depths.get(t, 0) for t in node.inputs), default=0)
+                deeper = before + (self._infos[node.name].role is Role.COMPUTE)
+                self._depths.update(dict.fromkeys(node.outputs, deeper))
+        return self._depths.get(tensor, 0)
 
     def _available(self, tensor: str, reader: NodeInfo) -> bool:
         """True when a tensor is int8 data, or float data that only moved since it was int8."""
@@ -155,12 +168,19 @@ class Regions:
         for node in self._infos.values():
             if node.name not in self.int8:
                 continue
-            if node.kernel is not Kernel.CLAMP:
-                found.update(dict.fromkeys(tensor for _, tensor in node.data))
+            found.update(dict.fromkeys(self._read_as_int8(node)))
             for tensor in node.outputs:
                 if not self.absorbed(tensor) and self._needs_pair(node, tensor):
                     found[tensor] = None
         return found
+
+    def _read_as_int8(self, node: NodeInfo) -> list[str]:
+        """The inputs of an int8 node that carry a pair."""
+        if node.kernel is Kernel.CLAMP:
+            return []
+        if node.kernel is Kernel.RESIDUAL:
+            return [self._residual(node)]
+        return [tensor for _, tensor in node.data]
 
     def observed(self, node: NodeInfo) -> dict[str, None]:
         """The tensors whose ranges decide whether a node can compute in int8.
@@ -168,7 +188,8 @@ class Regions:
         A clamp and the node that it vanishes into stand and fall together: by the clamp's output.
         """
         tensors = dict.fromkeys(t for _, t in node.data if not self.absorbed(t))
-        for tensor in node.outputs:
+        made = node.outputs if self._target.pairs is Pairs.AROUND else ()
+        for tensor in made:
             if self.absorbed(tensor):
                 (use,) = self._view.uses(tensor)
                 tensors.update(dict.fromkeys(self._infos[use.node].outputs))
@@ -178,18 +199,19 @@ class Regions:
         return tensors
 
     def _needs_pair(self, node: NodeInfo, tensor: str) -> bool:
-        """Gemm and MatMul have kernels with float output; all others need the output's pair.
+        """Whether a pair stands behind what an int8 node makes.
 
-        A MatMul whose bias is a separate Add needs it too: ONNX Runtime would make the two a
-        float Gemm that dequantizes its weights at run time.
+        Without one it needs a kernel with float output. Some of these do not last: ONNX Runtime
+        makes a MatMul and the Add of its bias a float Gemm, which dequantizes the weights at run
+        time.
         """
-        if node.op not in ("Gemm", "MatMul"):
+        support = self._target.support(node.op)
+        if self._target.pairs is Pairs.AROUND and not support.float_output:
             return True
-        users = [use.node for use in self._view.uses(tensor)]
-        if any(user in self.int8 for user in users):
+        users = [self._infos[use.node] for use in self._view.uses(tensor)]
+        if any(u.name in self.int8 and tensor in self._read_as_int8(u) for u in users):
             return True
-        adds = [u for u in users if self._infos[u].op == "Add" and self._infos[u].constants]
-        return node.op == "MatMul" and bool(adds)
+        return any(u.op == support.merges_with and u.constants for u in users)
 
 
 class _Moved:

@@ -4,178 +4,86 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import math
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 
-from onnxq.calibrate import AUTO, OBSERVERS, ObserverSpec
 from onnxq.data import Preprocess
-from onnxq.errors import RecipeError, UsageError
-
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-Fraction = Annotated[float, msgspec.Meta(gt=0, lt=1)]
-
-
-class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of the recipe: unknown keys are errors."""
-
-
-class DataSettings(_Section, frozen=True):
-    """Where samples come from.
-
-    Attributes:
-        calibration: Data to calibrate with: a path, ``dataset:NAME`` or ``module:function``.
-        test: Data to verify with; without it the tail of ``calibration`` is held back.
-        batch_size: Samples per run; the model's own where its first axis is fixed.
-        holdout: The part of ``calibration`` that is held back when there is no ``test``.
-        preprocess: What is done to raw arrays.
-        state: Input by output, for recurrent models: what an output holds after one run is fed to
-            the input of the next. Samples are then the steps of a sequence, in order.
-    """
-
-    calibration: str | None = None
-    test: str | None = None
-    batch_size: Positive = 8
-    holdout: Fraction = 0.2
-    preprocess: Preprocess | None = None
-    state: dict[str, str] = {}
+from onnxq.errors import RecipeError
+from onnxq.plan.settings import (
+    Budgets,
+    CalibrationSettings,
+    DataSettings,
+    LayerRule,
+    PrecisionName,
+    Section,
+    VerifySettings,
+    WeightSettings,
+)
+from onnxq.types import Precision
 
 
-class CalibrationSettings(_Section, frozen=True):
-    """How ranges are chosen.
-
-    Attributes:
-        method: ``auto`` (``mse``, or ``minmax`` with fewer than 64 samples), ``mse``,
-            ``percentile``, ``entropy``, ``minmax``, ``moving-average``, ``sigma``, or a class of
-            yours as ``module:Class``.
-        percentile: The percentage of values inside the range, for ``percentile``.
-        momentum: What an average keeps at each sample, for ``moving-average``.
-        warmup: The first samples, which make a plain mean, for ``moving-average``.
-        sigmas: Standard deviations on both sides of the mean, for ``sigma``.
-        options: Keyword arguments of your own class.
-        samples: The most samples to calibrate with, drawn at random with the run's seed.
-        exact: Whether every value is counted, and not a sample of large tensors.
-    """
-
-    method: str = AUTO
-    percentile: Annotated[float, msgspec.Meta(gt=50, le=100)] = 99.99
-    momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.95
-    warmup: Positive = 8
-    sigmas: Annotated[float, msgspec.Meta(gt=0)] = 6.0
-    options: dict[str, Any] = {}
-    samples: Positive = 200
-    exact: bool = False
-
-    def __post_init__(self) -> None:
-        if self.method in OBSERVERS or ":" in self.method:
-            return
-        near = difflib.get_close_matches(self.method, OBSERVERS, n=1)
-        known = f"known: {', '.join(OBSERVERS)}, or module:Class"
-        hint = f"did you mean '{near[0]}'?" if near else known
-        raise ValueError(f"unknown method '{self.method}'; {hint}")
-
-    def with_method(self, method: str) -> CalibrationSettings:
-        """The same settings with another method.
-
-        Raises:
-            UsageError: The method is not known.
-        """
-        try:
-            return msgspec.structs.replace(self, method=method)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-
-    def observer(self) -> ObserverSpec:
-        """The observer, with its options.
-
-        Raises:
-            UsageError: Options are given for an observer that is onnxq's own.
-        """
-        name = self.method
-        own = {
-            "percentile": {"percentile": self.percentile},
-            "moving-average": {"momentum": self.momentum, "warmup": self.warmup},
-            "sigma": {"sigmas": self.sigmas},
-        }
-        if self.options and name in OBSERVERS:
-            raise UsageError(
-                f"[calibration.options] are for a class of yours, not for '{name}'",
-                "its options are keys of [calibration]",
-            )
-        return ObserverSpec(name, own.get(name, self.options))
-
-
-class VerifySettings(_Section, frozen=True):
-    """How the output is judged.
-
-    Attributes:
-        metric: ``top1``, or ``module:function`` taking (outputs by name, labels).
-        output: The output that ``top1`` is taken of; the first that looks like class scores
-            when missing.
-        threads: Threads inside an operator, in every run.
-        seconds: About how long to measure latency; 0 leaves it out.
-    """
-
-    metric: str = "top1"
-    output: str | None = None
-    threads: Positive = 1
-    seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5.0
-
-
-class Budgets(_Section, frozen=True):
-    """Limits that turn into gates: a missed one ends the run with exit code 1.
-
-    Attributes:
-        max_drop: The most that the metric may fall, as a fraction (0.005: half a point).
-        min_sqnr: The least signal-to-quantization-noise ratio of any float output, in dB.
-        min_agreement: The least top-1 agreement with the source model, as a fraction.
-        max_size_ratio: The most bytes of the output per byte of the source.
-        min_speedup: The least latency ratio against the prepared float model.
-        min_int8: The least fraction of planned int8 nodes that really run as int8.
-    """
-
-    max_drop: float | None = None
-    min_sqnr: float | None = None
-    min_agreement: float | None = None
-    max_size_ratio: float | None = None
-    min_speedup: float | None = None
-    min_int8: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, limit in msgspec.structs.asdict(self).items():
-            if limit is not None and not math.isfinite(limit):
-                raise ValueError(f"budget '{name}' is {limit}, not a number to keep to")
-
-
-class Recipe(_Section, frozen=True):
+class Recipe(Section, frozen=True):
     """What to do with a model.
 
     Attributes:
-        precision: ``int8`` (weights and activations) or ``int8-weights``; without it ``int8``
-            when there are data to calibrate with, and ``int8-weights`` otherwise.
+        precision: ``int8`` (weights and activations), ``int8-dynamic`` (activations while the
+            model runs), ``int8-weights``, ``int4-weights``, ``int16`` (8 bit weights, 16 bit
+            activations), ``fp16``, or ``float`` where single layers say what becomes of them;
+            without it ``int8`` when there are data to calibrate with, and ``int8-weights``
+            otherwise.
+        float_type: What the float part of the model computes in: ``float32`` or ``fp16``.
+        format: ``qdq`` (pairs of QuantizeLinear and DequantizeLinear) or ``qoperator`` (integer
+            operators).
         target: The provider to plan for; detected when missing.
         per_channel: One weight scale per output channel instead of one per tensor.
         keep_float: Globs of node names that stay float.
         keep_float_op: Operator types that stay float.
+        layers: What is wanted of single layers, instead of what the keys above and ``weights``
+            say. Two tables that want different things of one node are an error.
         data: Where samples come from.
         calibration: How ranges are chosen.
+        weights: How weights are stored that are quantized alone.
         verify: How the output is judged.
         budgets: Limits that turn into gates.
     """
 
-    precision: Literal["int8", "int8-weights"] | None = None
+    precision: PrecisionName | None = None
+    float_type: Literal["float32", "fp16"] = "float32"
+    format: Literal["qdq", "qoperator"] = "qdq"
     target: str | None = None
     per_channel: bool = True
     keep_float: tuple[str, ...] = ()
     keep_float_op: tuple[str, ...] = ()
+    layers: tuple[LayerRule, ...] = ()
     data: DataSettings = DataSettings()
     calibration: CalibrationSettings = CalibrationSettings()
+    weights: WeightSettings = WeightSettings()
     verify: VerifySettings = VerifySettings()
     budgets: Budgets = Budgets()
+
+    @property
+    def usual(self) -> Precision:
+        """The precision of layers that nothing else is said of; int8 when nothing is said."""
+        return Precision(self.precision or "int8")
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """All precisions that are wanted, the usual one first."""
+        rules = (rule.wanted(self.usual) for rule in self.layers)
+        return tuple(dict.fromkeys([self.usual, *(wanted for wanted in rules if wanted)]))
+
+    @property
+    def static(self) -> bool:
+        """Whether ranges of activations are needed."""
+        return any(precision.static for precision in self.precisions)
+
+    def observers(self) -> tuple[str, ...]:
+        """The calibration methods of single layers."""
+        return tuple(dict.fromkeys(rule.observer for rule in self.layers if rule.observer))
 
     def digest(self) -> str:
         """SHA-256 of the recipe's content."""
@@ -196,15 +104,39 @@ def load_recipe(path: Path) -> Recipe:
             tells the path of the key.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise RecipeError(f"cannot read recipe '{path}': {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise RecipeError(f"recipe '{path}' is not TOML: {error}") from error
+    return parse_recipe(text, str(path))
+
+
+def parse_recipe(text: str, where: str) -> Recipe:
+    """Read the text of a recipe, which messages call ``where``.
+
+    Raises:
+        RecipeError: As ``load_recipe``.
+    """
     try:
-        return msgspec.convert(table, Recipe)
+        return msgspec.convert(tomllib.loads(text), Recipe)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"recipe '{where}' is not TOML: {error}") from error
     except msgspec.ValidationError as error:
-        raise RecipeError(f"recipe '{path}': {_readable(str(error))}") from error
+        raise RecipeError(f"recipe '{where}': {_readable(str(error))}") from error
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe, for editors that know how to read one."""
+    schema = msgspec.json.schema(Recipe)
+    for definition in schema["$defs"].values():
+        first = definition.get("description", "").split("\n\n")[0]
+        definition["description"] = " ".join(first.split())
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "onnxq recipe",
+        **schema,
+    }
 
 
 def _readable(message: str) -> str:
@@ -218,10 +150,13 @@ def _readable(message: str) -> str:
         "data": DataSettings,
         "data.preprocess": Preprocess,
         "calibration": CalibrationSettings,
+        "weights": WeightSettings,
+        "layers": LayerRule,
         "verify": VerifySettings,
         "budgets": Budgets,
     }
-    known = [field.name for field in msgspec.structs.fields(sections.get(table, Recipe))]
+    section = sections.get(re.sub(r"\[\d+\]", "", table), Recipe)
+    known = [field.name for field in msgspec.structs.fields(section)]
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
     return f"unknown key '{f'{table}.{key}' if table else key}'; {hint}"

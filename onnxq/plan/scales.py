@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import reduce
 
@@ -12,7 +13,7 @@ from onnxq.graph import GraphView
 from onnxq.numerics import channel_range, choose_qparams
 from onnxq.ops import NodeInfo
 from onnxq.targets import Kernel, Target
-from onnxq.types import Array, QParams, TensorRange
+from onnxq.types import Array, QParams, QType, TensorRange
 
 # A tensor joins the scale of a Concat only when that costs it at most one bit of resolution.
 MOST_STRETCH = 2.0
@@ -95,20 +96,39 @@ def share_scales(nodes: list[NodeInfo], ranges: dict[str, TensorRange]) -> list[
 
 
 def activation_params(
-    ranges: dict[str, TensorRange], groups: list[tuple[str, ...]], target: Target
+    ranges: dict[str, TensorRange],
+    groups: list[tuple[str, ...]],
+    target: Target,
+    wide: Collection[str] = (),
 ) -> dict[str, QParams]:
-    """Scale and zero point of every activation; a group has those of its widest range."""
+    """Scale and zero point of every activation; a group has those of its widest range.
+
+    Args:
+        ranges: Ranges by tensor.
+        groups: Tensors that share a scale.
+        target: Types.
+        wide: Tensors with 16 bits; a group has them when all of it does.
+    """
+    narrow = {t for group in groups if not all(t in wide for t in group) for t in group}
     ends = {tensor: (found.lo, found.hi) for tensor, found in ranges.items()}
     for group in groups:
         lo, hi = min(ends[t][0] for t in group), max(ends[t][1] for t in group)
         ends.update(dict.fromkeys(group, (lo, hi)))
-    return {t: choose_qparams(lo, hi, target.activation) for t, (lo, hi) in ends.items()}
+    return {
+        tensor: choose_qparams(
+            lo,
+            hi,
+            target.activation16 if tensor in wide and tensor not in narrow else target.activation,
+            symmetric=target.symmetric_activations,
+        )
+        for tensor, (lo, hi) in ends.items()
+    }
 
 
-def constant_params(view: GraphView, tensor: str, target: Target) -> QParams:
+def constant_params(view: GraphView, tensor: str, qtype: QType, *, symmetric: bool) -> QParams:
     """Scale and zero point of a constant operand: of the activations' type, as kernels want."""
     values = _constant(view, tensor)
-    return choose_qparams(float(values.min()), float(values.max()), target.activation)
+    return choose_qparams(float(values.min()), float(values.max()), qtype, symmetric=symmetric)
 
 
 def weight_params(
@@ -135,6 +155,7 @@ def weight_params(
     assert uses[0].weight is not None
     values = _constant(view, uses[0].weight[1])
     axes = {node.channel_axis for node in uses}
+    per_channel = per_channel and target.per_channel_weights
     axis = axes.pop() if per_channel and len(axes) == 1 else None
     axis = axis + values.ndim if axis is not None and axis < 0 else axis
     lo, hi = channel_range(values, axis)
@@ -153,7 +174,7 @@ def _bound_for_bias(
 ) -> Array | float:
     """The least weight range for which the bias fits into int32."""
     source = next((t for _, t in node.data), "")
-    if node.bias is None or source not in activations:
+    if node.bias is None or source not in activations or not target.integer_bias:
         return 0.0
     bound = _least_bound(_constant(view, node.bias[1]), activations[source], target)
     return bound if axis is not None else float(bound.max(initial=0.0))
@@ -167,9 +188,10 @@ def bias_fits(
     Judged by the input's own range; a scale that is shared is never finer.
     """
     source = next((t for _, t in node.data), "")
-    if node.bias is None or source not in ranges:
+    if node.bias is None or source not in ranges or not target.integer_bias:
         return True
-    x = choose_qparams(ranges[source].lo, ranges[source].hi, target.activation)
+    found, symmetric = ranges[source], target.symmetric_activations
+    x = choose_qparams(found.lo, found.hi, target.activation, symmetric=symmetric)
     bound = _least_bound(_constant(view, node.bias[1]), x, target)
     return bool(np.all(bound <= np.finfo(np.float32).max))
 

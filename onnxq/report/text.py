@@ -19,6 +19,14 @@ from onnxq.verify import Gate, LatencyFacts, Measured, MetricFacts, Receipt
 # A difference in speed that nobody notices, however surely it was measured.
 SAME_SPEED = 0.02
 MOST_REASONS = 5
+# What nodes of a precision do, behind their number.
+_HOW = {
+    Precision.FP16: "compute in float16",
+    Precision.INT16: "with 16 bit activations",
+    Precision.INT8_DYNAMIC: "quantize their inputs while they run",
+    Precision.INT8_WEIGHTS: "with int8 weights",
+    Precision.INT4_WEIGHTS: "with 4 bit weights",
+}
 
 
 def receipt_view(receipt: Receipt) -> RenderableType:
@@ -100,15 +108,16 @@ def _nodes(receipt: Receipt) -> list[str]:
     lines = []
     if plan.empty:
         lines.append(f"[yellow]nothing to quantize[/]: {_summary(plan)}; the file was copied")
-    elif coverage is None:
-        stored = plan.count(Precision.INT8_WEIGHTS)
-        lines.append(
-            f"int8: the weights of {stored} of {len(plan.nodes)} nodes ({receipt.plan.target})"
-        )
+        return lines
+    told = [f"{plan.count(p)} {how}" for p, how in _HOW.items() if plan.count(p)]
+    if coverage is None:
+        if whole := plan.count(Precision.INT8):
+            told.insert(0, f"{whole} as int8")
+        lines.append(f"of {len(plan.nodes)} nodes {', '.join(told)} ({plan.target})")
     else:
         lines.append(
             f"int8: {coverage.int8} of {coverage.wanted} planned nodes really run as int8, of "
-            f"{len(plan.nodes)} in all ({plan.target})"
+            f"{len(plan.nodes)} in all ({plan.target}){''.join(f'; {text}' for text in told)}"
         )
         lines += [f"  [yellow]float[/] {_reason(r)}" for r in coverage.float_nodes[:MOST_REASONS]]
         if len(coverage.float_nodes) > MOST_REASONS:

@@ -1,5 +1,5 @@
 """Make the quantized graph that a plan describes, and check it before anyone sees it."""
 
-from onnxq.rewrite.qdq import rewrite
+from onnxq.rewrite.rewrite import rewrite
 
 __all__ = ["rewrite"]

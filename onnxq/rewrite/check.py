@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
 from onnxq.errors import SelfCheckError
-from onnxq.graph import GraphView, Model, NodeView, difference, strip
-from onnxq.ops import OPERATORS
+from onnxq.graph import GraphView, Model, NodeView, Place, Tolerance, difference, strip
+from onnxq.numerics import LEAST_SHRINK, block_range
+from onnxq.ops import OPERATORS, stored_in_bodies
 from onnxq.plan import QuantPlan
-from onnxq.types import Array, Precision, QParams
+from onnxq.targets import get_target
+from onnxq.types import Array, Precision, QParams, WeightBlocks
 
 # Rounding to the nearest step is off by half a step; float32 arithmetic adds a few of its own
 # last places (2^-24 each) to numbers of up to 255 steps.
@@ -70,18 +73,24 @@ def _has_params(view: GraphView, node: NodeView, params: QParams) -> bool:
     )
 
 
-def _tolerances(model: Model, plan: QuantPlan) -> dict[tuple[str, int], Array]:
+def _tolerances(model: Model, plan: QuantPlan) -> dict[Place, Tolerance]:
     view = model.view()
-    precision = plan.precision()
-    allowed: dict[tuple[str, int], Array] = {}
+    precision, target = plan.precision(), get_target(plan.target)
+    allowed: dict[Place, Tolerance] = {}
     for node in view.nodes:
-        if precision.get(node.name, Precision.FLOAT) is Precision.FLOAT:
+        if precision.get(node.name, Precision.FLOAT) in (Precision.FLOAT, Precision.FP16):
             continue
-        for port, tensor in enumerate(node.inputs):
+        places: list[tuple[int | str, str]] = [*enumerate(node.inputs)]
+        if node.full_op not in OPERATORS:
+            places = [(s.tensor, s.tensor) for s in stored_in_bodies(view, node)]
+        for place, tensor in places:
             if tensor in plan.tensors and view.is_constant(tensor):
-                allowed[node.name, port] = _half_step(plan.tensors[tensor], view.rank(tensor) or 0)
-        bias = OPERATORS[node.op].bias
-        if precision[node.name] is Precision.INT8 and bias is not None and bias < len(node.inputs):
+                allowed[node.name, place] = _half_step(plan.tensors[tensor], view.rank(tensor) or 0)
+            elif tensor in plan.blocks:
+                allowed[node.name, place] = partial(_of_blocks, scheme=plan.blocks[tensor])
+        bias = OPERATORS[node.full_op].bias if node.full_op in OPERATORS else None
+        integer = precision[node.name].static and target.integer_bias
+        if integer and bias is not None and bias < len(node.inputs):
             x, w = (plan.tensors[node.inputs[p]] for p in (0, 1))
             step = np.array(w.scale, np.float64) * x.scale[0]
             values = view.constant(node.inputs[bias])
@@ -96,4 +105,28 @@ def _half_step(params: QParams, rank: int) -> Array:
     shape = [1] * rank
     if params.axis is not None:
         shape[params.axis] = scale.size
-    return HALF_STEP * scale.reshape(shape)
+    # of 16 bits it is up to 65,535 steps whose last places count
+    rounding = 1 + 2.0 ** (params.qtype.bits - 21)
+    return HALF_STEP * rounding * scale.reshape(shape)
+
+
+def _of_blocks(values: Array, scheme: WeightBlocks) -> Array:
+    """How far every value of a weight in blocks may be off, whatever scales were chosen for it.
+
+    No scale is coarser than the one that spreads the integers over the block's range. A value is
+    off by half a step of that; with ``hqq``, which may leave half of the range on either side to
+    the ends of the integers, also by as much as it lies beyond that.
+    """
+    lo, hi = (np.asarray(end, np.float64) for end in block_range(values, scheme.axis, scheme.size))
+    lo, hi = np.minimum(lo, 0), np.maximum(hi, 0)
+    levels = scheme.qtype.qmax - scheme.qtype.qmin
+    step = np.maximum(-lo, hi) / (levels // 2) if scheme.symmetric else (hi - lo) / levels
+    which = np.arange(values.shape[scheme.axis]) // scheme.size
+    # Subnormal weights have the smallest normal scale.
+    half = HALF_STEP * np.maximum(step, np.finfo(np.float32).tiny)
+    allowed = half.astype(np.float32).take(which, axis=scheme.axis)
+    if scheme.method == "rtn":
+        return allowed
+    near, far = ((LEAST_SHRINK * end).take(which, axis=scheme.axis) for end in (lo, hi))
+    beyond = np.maximum(np.subtract(values, far), np.subtract(near, values))
+    return np.maximum(allowed, 2 * HALF_STEP * beyond)

@@ -1,4 +1,4 @@
-"""``rewrite``: a plan becomes QuantizeLinear/DequantizeLinear pairs in the graph.
+"""``to_qdq``: a plan becomes QuantizeLinear/DequantizeLinear pairs in the graph.
 
 Every name that is added starts with the tensor that it serves: ``x_quantized``,
 ``x_dequantized``, ``x_scale``, ``x_zero_point``; for a bias, which depends on its node, with the
@@ -7,15 +7,17 @@ bias and the node. Where that name is taken already, underscores follow.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from onnxq.graph import Editor, GraphView, Model, NodeView, Use
-from onnxq.numerics import quantize
-from onnxq.ops import OPERATORS
+from onnxq.numerics import quantize, quantize_blocks
+from onnxq.ops import OPERATORS, stored_in_bodies
 from onnxq.plan import QuantPlan
 from onnxq.rewrite.check import check
-from onnxq.targets import get_target
-from onnxq.types import Precision, QParams, QType
+from onnxq.targets import Pairs, get_target
+from onnxq.types import Array, Precision, QParams, QType, WeightBlocks
 
 # Float layers whose weights a runtime may quantize by itself (Target.requantizes_float_layers).
 REQUANTIZED = ("Conv", "ConvTranspose", "Gemm")
@@ -23,8 +25,10 @@ REQUANTIZED = ("Conv", "ConvTranspose", "Gemm")
 Subject = tuple[str, ...]
 
 
-def rewrite(model: Model, plan: QuantPlan) -> Model:
-    """The quantized model of a plan, checked: stripping it gives ``model`` back.
+def to_qdq(model: Model, plan: QuantPlan) -> Model:
+    """Write pairs for activations, and constants as integers behind a DequantizeLinear.
+
+    The result is checked: stripping it gives ``model`` back.
 
     Args:
         model: The prepared float model that the plan was made for.
@@ -60,35 +64,90 @@ class _Writer:
         self.raw: dict[str, str] = {}
         self._view: GraphView = model.view()
         self._plan = plan
+        self._large = not model.fits_one_file
         self._precision = plan.precision()
         self._taken = set(self._view.names)
         self._names: dict[tuple[Subject, str], str] = {}
-        self._per_axis_edges = get_target(plan.target).requantizes_float_layers
+        self._target = get_target(plan.target)
 
     def quantize_constants(self, node: NodeView) -> None:
-        """Store a node's weight, bias and constant operands as integers."""
+        """Store a node's weight, bias and constant operands as integers.
+
+        Weights that its bodies read are scaled outside of them: once, however often a body runs.
+        """
         precision = self._precision.get(node.name, Precision.FLOAT)
-        if precision is Precision.FLOAT:
+        if precision in (Precision.FLOAT, Precision.FP16):
             return
-        spec = OPERATORS[node.op]
+        for stored in stored_in_bodies(self._view, node):
+            if made := self._stored(stored.tensor):
+                self.editor.redirect_captures(node.name, stored.tensor, made)
+        spec = OPERATORS.get(node.full_op)
+        if spec is None:
+            return
         for port, tensor in enumerate(node.inputs):
-            params = self._plan.tensors.get(tensor)
-            if params is not None and self._view.is_constant(tensor):
-                self.editor.redirect(node.name, port, self._constant((tensor,), params))
+            if made := self._stored(tensor):
+                self.editor.redirect(node.name, port, made)
         has_bias = spec.bias is not None and spec.bias < len(node.inputs)
-        if precision is Precision.INT8 and has_bias and node.inputs[spec.bias or 0]:
+        integer = precision.static and self._target.integer_bias
+        if integer and has_bias and node.inputs[spec.bias or 0]:
             self._quantize_bias(node, spec.bias or 0)
+
+    def _stored(self, tensor: str) -> str:
+        """What stands for a constant that the plan stores as integers; empty for any other."""
+        params, scheme = self._plan.tensors.get(tensor), self._plan.blocks.get(tensor)
+        if params is not None and self._view.is_constant(tensor):
+            return self._constant((tensor,), params)
+        return self._in_blocks((tensor,), scheme) if scheme is not None else ""
 
     def _constant(self, subject: Subject, params: QParams) -> str:
         """A DequantizeLinear over the stored integers of a constant; made once per subject."""
         made = self._name(subject, "dequantized")
         if not self.editor.has_tensor(made):
-            values = self._view.constant(subject[0])
-            assert values is not None
             stored = self._name(subject, "quantized")
-            self.editor.add_constant(stored, quantize(values, params))
+            self._store(stored, subject[0], lambda values: quantize(values, params), params.qtype)
             self._dequantize(subject, stored, made, params)
         return made
+
+    def _in_blocks(self, subject: Subject, scheme: WeightBlocks) -> str:
+        """A DequantizeLinear over a weight in blocks; made once per subject."""
+        made = self._name(subject, "dequantized")
+        if self.editor.has_tensor(made):
+            return made
+        found = quantize_blocks(self._values(subject[0]), scheme)
+        stored = self._name(subject, "quantized")
+        if self._large:
+            self._store(
+                stored, subject[0], lambda w: quantize_blocks(w, scheme).stored, scheme.qtype
+            )
+        else:
+            self.editor.add_constant(stored, found.stored)
+        inputs = [stored, self.editor.add_constant(self._name(subject, "scale"), found.scale)]
+        if found.zero_point.any():  # without one it is 0
+            zero = self._name(subject, "zero_point")
+            inputs.append(self.editor.add_constant(zero, found.zero_point))
+        self.editor.add_node(
+            "DequantizeLinear",
+            inputs,
+            [made],
+            name=self._name(subject, "DequantizeLinear"),
+            attrs={"axis": scheme.axis, "block_size": scheme.size},
+        )
+        return made
+
+    def _values(self, tensor: str) -> Array:
+        values = self._view.constant(tensor)
+        assert values is not None
+        return values
+
+    def _store(
+        self, name: str, tensor: str, integers: Callable[[Array], Array], qtype: QType
+    ) -> None:
+        """Add the integers of a constant; those of a large model are made as they are written."""
+        if self._large:
+            shape = [size for size in self._view.shape(tensor) or () if isinstance(size, int)]
+            self.editor.add_made(name, lambda: integers(self._values(tensor)), qtype.dtype, shape)
+        else:
+            self.editor.add_constant(name, integers(self._values(tensor)))
 
     def _quantize_bias(self, node: NodeView, port: int) -> None:
         """int32, with the scale of the products that it is added to: ``s_x * s_w``."""
@@ -134,15 +193,16 @@ class _Writer:
         """Put Q and DQ behind a tensor, and let its readers read what comes out.
 
         Where an int8 node makes the tensor, every reader gets the pair's output: a second
-        reader of the raw tensor would keep the node from fusing. Where a float node makes it,
-        float readers keep the exact values.
+        reader of the raw tensor would keep the node from fusing. Where a float node makes it, or
+        where the target wants pairs before int8 nodes alone, float readers keep the exact values.
         """
         params = self._plan.tensors[tensor]
         producer = self._view.producer(tensor)
-        from_int8 = producer is not None and self._is_int8(producer.name)
+        from_int8 = producer is not None and self._is_static(producer.name)
+        for_all = from_int8 and self._target.pairs is Pairs.AROUND
         subject = (tensor,)
         stored = self._name(subject, "quantized")
-        if from_int8 and tensor in self._view.output_names:
+        if for_all and tensor in self._view.output_names:
             source, made = self._name(subject, "float"), tensor
             self.editor.move_output(tensor, source)
             self.raw[source] = tensor
@@ -154,7 +214,7 @@ class _Writer:
             [stored],
             name=self._name(subject, "QuantizeLinear"),
         )
-        readers = [u for u in self._view.uses(tensor) if from_int8 or self._is_int8(u.node)]
+        readers = [u for u in self._view.uses(tensor) if for_all or self._is_static(u.node)]
         apart = [u for u in readers if self._wants_channels(tensor, u)]
         if made == tensor or len(apart) < len(readers):
             self._dequantize(subject, stored, made, params)
@@ -168,14 +228,14 @@ class _Writer:
             else:
                 self.editor.redirect(use.node, use.port, channels if use in apart else made)
 
-    def _is_int8(self, node: str) -> bool:
-        return self._precision.get(node) is Precision.INT8
+    def _is_static(self, node: str) -> bool:
+        return self._precision.get(node, Precision.FLOAT).static
 
     def _wants_channels(self, tensor: str, use: Use) -> bool:
         """True for a float layer that the runtime would quantize behind a scalar scale."""
         node = self._view.by_name[use.node]
         shape = self._view.shape(tensor)
-        if not self._per_axis_edges or use.port < 0 or self._is_int8(use.node):
+        if not self._target.requantizes_float_layers or use.port < 0 or self._is_static(use.node):
             return False
         if node.op not in REQUANTIZED or node.domain:
             return False

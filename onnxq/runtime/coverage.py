@@ -14,7 +14,9 @@ from onnxq.runtime.session import Session
 from onnxq.types import Reason
 
 # Kernels that compute on integers, by the names that ONNX Runtime gives to what it fused.
-INT8_KERNEL = re.compile(r"QLinear\w+|QGemm|MatMulInteger\w*|ConvInteger|QAttention")
+INT8_KERNEL = re.compile(
+    r"QLinear\w+|QGemm|MatMulInteger\w*|ConvInteger|QAttention|DynamicQuantizeMatMul"
+)
 # Of these, the ones whose output is float; QGemm's is when it has no scale of the output.
 FLOAT_OUTPUT = ("MatMulIntegerToFloat", "QAttention")
 _QGEMM_OUTPUT_SCALE = 7
@@ -45,6 +47,8 @@ def int8_coverage(quantized: Model, nodes: Iterable[str]) -> Coverage:
     as int8 when an int8 kernel computes what it would have read or, unless it is a clamp, reads
     what it would have made.
 
+    A node that the quantized model does not have vanished into an integer operator there.
+
     Args:
         quantized: The quantized model.
         nodes: Names of the nodes that are meant to run as int8.
@@ -58,7 +62,7 @@ def int8_coverage(quantized: Model, nodes: Iterable[str]) -> Coverage:
     missed = [
         Reason("runs-as-float", why, name)
         for name in wanted
-        if (why := kernels.why_float(source.by_name[name]))
+        if name in source.by_name and (why := kernels.why_float(source.by_name[name]))
     ]
     return Coverage(len(wanted), len(wanted) - len(missed), tuple(missed))
 

@@ -24,13 +24,15 @@ def _cpuinfo(key: str) -> str:
 def default_target() -> str:
     """The target of this machine.
 
-    ``cpu-x86`` where the processor adds uint8 x int8 products without saturating (VNNI), and
-    where that cannot be told; ``cpu-x86-avx2`` where it is known not to.
+    ``cpu-arm`` on Arm; on x86 ``cpu-x86`` where the processor adds uint8 x int8 products without
+    saturating (VNNI), and where that cannot be told, and ``cpu-x86-avx2`` where it is known not
+    to. Other providers are never taken by themselves: the model may be meant for another machine.
     """
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return "cpu-arm"
     flags = _cpuinfo("flags").split()
-    known = bool(flags) and platform.machine() in ("x86_64", "AMD64")
     has_vnni = "avx512_vnni" in flags or "avx_vnni" in flags
-    return "cpu-x86-avx2" if known and not has_vnni else "cpu-x86"
+    return "cpu-x86-avx2" if flags and not has_vnni else "cpu-x86"
 
 
 def environment() -> dict[str, str]:

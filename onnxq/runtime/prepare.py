@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxq.errors import ModelError, RuntimeFailure
-from onnxq.graph import Model, load, normalize, restore_identity
+from onnxq.graph import MINIMUM_OPSET, Model, load, normalize, restore_identity
 from onnxq.numerics import sqnr_db
 from onnxq.runtime.session import Session
 from onnxq.types import Array, Feed, TensorSpec
@@ -26,16 +26,19 @@ RUNTIME_DOMAINS = (
 )  # fmt: skip
 
 
-def prepare(model: Model, feed: Feed | None = None) -> Model:
+def prepare(model: Model, feed: Feed | None = None, opset: int = MINIMUM_OPSET) -> Model:
     """Bring a model into the form that is quantized, without changing what it computes.
 
-    Inlines functions, takes initializers out of the inputs, raises the opset to 13, widens
+    Inlines functions, takes initializers out of the inputs, raises the opset, widens
     float16, names nodes, folds constants and BatchNorm with ONNX Runtime's BASIC level, and
     infers shapes.
 
     Args:
         model: The model as loaded.
-        feed: One feed to check with that the outputs stay the same; made up when None.
+        feed: One feed to check with that the outputs stay the same; made up when None. Without
+            one, a model that one protobuf file cannot hold is not run at all: that takes several
+            times its size in memory.
+        opset: The least opset that the quantized form needs.
 
     Returns:
         A new model whose ``notes`` tell what was done.
@@ -45,7 +48,10 @@ def prepare(model: Model, feed: Feed | None = None) -> Model:
         RuntimeFailure: ONNX Runtime cannot load the model.
     """
     _refuse_custom_domains(model)
-    normal = normalize(model)
+    normal = normalize(model, opset)
+    if feed is None and not model.fits_one_file:
+        note = "too large to fold in memory: only named its nodes and inferred shapes"
+        return restore_identity(normal.copy(), normal).with_notes(note)
     prepared = restore_identity(_fold(normal), normal)
     before, after = len(normal.view().nodes), len(prepared.view().nodes)
     if after < before:

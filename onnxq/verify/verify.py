@@ -19,6 +19,7 @@ from onnxq.runtime import (
     measure_latency,
     synthetic_feed,
 )
+from onnxq.targets import get_target
 from onnxq.types import Feed, Precision
 from onnxq.verify.compare import Comparison
 from onnxq.verify.judge import Judging
@@ -33,6 +34,8 @@ from onnxq.verify.receipt import (
 
 # Below this, the noise is more than a third of the signal's amplitude.
 RUINED_DB = 10.0
+# Where everything is measured.
+PROVIDER = "CPUExecutionProvider"
 # stage, done, total
 Progress = Callable[[str, int, int], None]
 
@@ -85,6 +88,8 @@ def verify(
         RuntimeFailure: A model fails on a feed.
         SelfCheckError: ONNX Runtime refuses the output model.
     """
+    if reader is None and not subjects.source.fits_one_file:
+        return _unmeasured(subjects, notes)
     sessions = _open(subjects, threads)
     comparison, facts, feed = Comparison(), None, None
     if reader is not None:
@@ -103,7 +108,14 @@ def verify(
         notes += (f"no data, and a made-up feed does not do to measure latency with: {error}",)
     wanted = [n.name for n in plan.nodes if n.precision is Precision.INT8]
     del sessions  # coverage opens another one
-    coverage = int8_coverage(subjects.output, wanted) if wanted else None
+    target = get_target(plan.target)
+    elsewhere = target.provider != PROVIDER
+    if elsewhere:
+        notes += (
+            f"planned for {target.name}, and run on the CPU provider: accuracy is what it will be, "
+            "speed and what runs as int8 are not",
+        )
+    coverage = int8_coverage(subjects.output, wanted) if wanted and not elsewhere else None
     return Measured(
         size_ratio=subjects.output_bytes / subjects.source_bytes,
         prepared=PreparedFacts(subjects.prepared_bytes, times[1], subjects.prepared.notes),
@@ -117,7 +129,26 @@ def verify(
             Candidate("prepared float", subjects.prepared_bytes, times[1]),
             Candidate("output", subjects.output_bytes, times[2]),
         ),
-        notes=notes + _warnings(comparison.facts(), latency),
+        notes=notes + _warnings(comparison.facts(), None if elsewhere else latency),
+    )
+
+
+def _unmeasured(subjects: Subjects, notes: tuple[str, ...]) -> Measured:
+    """What is told of a model whose run takes several times its size in memory."""
+    note = "too large to run without need: accuracy and speed were not measured; give --test-data"
+    return Measured(
+        size_ratio=subjects.output_bytes / subjects.source_bytes,
+        prepared=PreparedFacts(subjects.prepared_bytes, None, subjects.prepared.notes),
+        outputs={},
+        samples=0,
+        metric=None,
+        latency=None,
+        int8_coverage=None,
+        candidates=(
+            Candidate("source", subjects.source_bytes, None),
+            Candidate("output", subjects.output_bytes, None),
+        ),
+        notes=(*notes, note),
     )
 
 
@@ -131,8 +162,8 @@ def _warnings(outputs: dict[str, OutputFacts], latency: LatencyFacts | None) -> 
     ]
     if latency is not None and latency.ratio_prepared < 1 - latency.noise:
         found.append(
-            "slower than the prepared float model: int8 does not pay in every layer here; keep "
-            "some float (--keep-float), or ship the smaller file for its size alone"
+            "slower than the prepared float model: the precision does not pay in every layer here; "
+            "keep some float (--keep-float), or ship the smaller file for its size alone"
         )
     return tuple(found)
 
@@ -199,6 +230,6 @@ def _latency(
         rounds=found.rounds,
         batch=int(first.shape[0]) if first.ndim else 1,
         threads=threads,
-        provider="CPUExecutionProvider",
+        provider=PROVIDER,
     )
     return facts, (found.ms[0], found.ms[1], found.ms[2])

@@ -209,7 +209,7 @@ def test_stages_by_hand(folder: Path, recipe: Recipe) -> None:
     reader, _ = open_data(recipe.data.calibration, source.view().inputs).split(recipe.data.holdout)
     model = prepare(source)
     census = classify(model.view(), target)
-    taps = tensors_to_observe(model.view(), census)
+    taps = tensors_to_observe(model.view(), census, recipe)
     observer = recipe.calibration.observer()
     seen = calibrate(model, reader, Setup.of(model.view(), taps, observer))
     ranges = seen.ranges(target.activation_grid)

@@ -16,17 +16,28 @@ import pytest
 from onnxq.cli import main
 from onnxq.cli.main import COMMANDS
 from onnxq.data import Preprocess
-from onnxq.plan import Recipe
-from onnxq.plan.recipe import Budgets, CalibrationSettings, DataSettings, VerifySettings
+from onnxq.plan import (
+    Budgets,
+    CalibrationSettings,
+    DataSettings,
+    LayerRule,
+    Recipe,
+    VerifySettings,
+    WeightSettings,
+    presets,
+)
+from onnxq.types import Precision
 from onnxq.verify import receipt_schema
 
 ROOT = Path(__file__).parents[2]
 RECIPE_PAGE = (ROOT / "docs/recipe.md").read_text(encoding="utf-8")
 SECTIONS = {
     "First level": Recipe,
+    "`[[layers]]`": LayerRule,
     "`[data]`": DataSettings,
     "`[data.preprocess]`": Preprocess,
     "`[calibration]`": CalibrationSettings,
+    "`[weights]`": WeightSettings,
     "`[verify]`": VerifySettings,
     "`[budgets]`": Budgets,
 }
@@ -61,11 +72,9 @@ def test_every_option_is_in_the_reference(command: str) -> None:
     assert found.help
     page = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
     section = page.split(f"## onnxq {command}\n")[1].split("\n## ")[0]
-    if isinstance(found, click.Group):  # its options are those of its default command
-        found = found.commands["run"]
-    options = [p for p in found.params if isinstance(p, click.Option)]
-    assert options
-    for option in options:
+    if isinstance(found, click.Group):  # its options are those of its default command, if any
+        found = found.commands.get("run", found)
+    for option in (p for p in found.params if isinstance(p, click.Option)):
         assert option.help, option.name
         for flag in option.opts:
             assert re.search(rf"^  (-\w, )?{flag}\b", section, re.MULTILINE), flag
@@ -74,7 +83,8 @@ def test_every_option_is_in_the_reference(command: str) -> None:
 def rows(section: str) -> dict[str, tuple[str, str, str]]:
     """The table of a section: type, default and meaning by key."""
     text = RECIPE_PAGE.split(f"## {section}\n")[1].split("\n## ")[0]
-    cells = [re.split(r"\s*\|\s*", line.strip("| ")) for line in text.splitlines() if "|" in line]
+    (table,) = re.findall(r"^\| key (?:.+\n?)+", text, re.MULTILINE)
+    cells = [re.split(r"\s*\|\s*", line.strip("| ")) for line in table.splitlines()]
     assert cells[0] == ["key", "type", "default", "meaning"]
     return {key.strip("`"): (kind, default, meaning) for key, kind, default, meaning in cells[2:]}
 
@@ -105,7 +115,12 @@ def test_recipe_keys(section: str, struct: type[msgspec.Struct]) -> None:
 def test_recipe_page_has_all_tables() -> None:
     """The page's sections are the recipe's tables, and there is no other."""
     titles = re.findall(r"^## (.+)$", RECIPE_PAGE, re.MULTILINE)
-    assert titles == ["Example", *SECTIONS]
+    assert titles == ["Example", "Presets", *SECTIONS]
+
+
+def test_recipe_page_has_all_presets_and_precisions() -> None:
+    first = {line.split("`")[1] for line in RECIPE_PAGE.splitlines() if line.startswith("| `")}
+    assert set(presets()) | set(Precision) <= first
 
 
 def test_recipe_example() -> None:
@@ -114,3 +129,4 @@ def test_recipe_example() -> None:
     assert recipe.precision == "int8"
     assert recipe.data.preprocess is not None
     assert recipe.budgets.max_drop == 0.005
+    assert [str(rule) for rule in recipe.layers] == ["position 'last'", "name '/blocks/*/fc?/Gemm'"]

@@ -116,3 +116,48 @@ def test_captures_are_redirected_in_nested_subgraphs() -> None:
     np.testing.assert_array_equal(outputs[0], [[-10, -10, -11, -12]])
     np.testing.assert_array_equal(outputs[1], [[10, 10, 11, 12]])
     np.testing.assert_array_equal(session.run({"x": X, "c": no, "d": no})["y"], outputs[1])
+
+
+def test_replaced_node_keeps_name_and_place(chain) -> None:
+    editor = Editor(chain)
+    editor.replace("mul", "Add", ["x", "w"])
+    edited = editor.finish()
+    assert [(n.name, n.op) for n in edited.view().nodes] == [("mul", "Add"), ("relu", "Relu")]
+    np.testing.assert_array_equal(run(edited)["y"], [[0, 1, 4, 6]])
+
+
+def test_replacement_takes_over_the_outputs_of_others(chain) -> None:
+    """What then has no use goes away, and so does what only that used."""
+    editor = Editor(chain)
+    editor.replace("mul", "Abs", ["x"], outputs=["y"])
+    edited = editor.finish()
+    assert [(n.name, n.op) for n in edited.view().nodes] == [("mul", "Abs")]
+    assert edited.view().constant("w") is None
+    np.testing.assert_array_equal(run(edited)["y"], [[2, 1, 1, 2]])
+
+
+def test_replacement_keeps_makers_that_others_use(chain) -> None:
+    editor = Editor(chain)
+    editor.add_node("Neg", ["t"], ["negated"], name="neg")
+    editor.add_output("negated")
+    editor.replace("relu", "Abs", ["x"])
+    edited = editor.finish()
+    assert {n.name for n in edited.view().nodes} == {"mul", "neg", "relu"}
+    np.testing.assert_array_equal(Session(edited).run({"x": X})["negated"], [[2, 2, -3, -8]])
+
+
+def test_node_of_another_domain_brings_its_operator_set(chain) -> None:
+    editor = Editor(chain)
+    editor.replace("relu", "Gelu", ["t"], domain="com.microsoft")
+    edited = editor.finish()
+    assert edited.ir.opset_imports["com.microsoft"] == 1
+    assert Session(edited).run({"x": X})["y"].shape == (1, 4)
+
+
+def test_replacement_keeps_documentation(chain) -> None:
+    (node,) = [n for n in chain.ir.graph if n.name == "relu"]
+    node.doc_string, node.metadata_props["origin"] = "cuts", "layer 1"
+    editor = Editor(chain)
+    editor.replace("relu", "Abs", ["t"])
+    (made,) = [n for n in editor.finish().ir.graph if n.name == "relu"]
+    assert (made.doc_string, made.metadata_props["origin"]) == ("cuts", "layer 1")

@@ -13,7 +13,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxq.errors import ModelError
-from onnxq.graph import MINIMUM_OPSET, Model, from_text, load, name_nodes, normalize, serialize
+from onnxq.graph import (
+    MINIMUM_OPSET,
+    SMALL_TYPES_OPSET,
+    Model,
+    from_text,
+    load,
+    name_nodes,
+    normalize,
+    serialize,
+)
 from onnxq.graph.opset import CHANGED_MEANING, FIRST_COMPARED
 from onnxq.runtime import Session, prepare, synthetic_feed
 
@@ -91,6 +100,60 @@ def test_old_opset_is_raised_and_computes_the_same(name, opset) -> None:
     assert_same_outputs(model, raised, atol=1e-6 if "softmax" in name else 0.0)
 
 
+GRID = np.random.RandomState(0).uniform(-1, 1, (1, 3, 3, 2)).astype(np.float32)
+GATES = {k: np.random.RandomState(1).randn(1, 12, n).astype(np.float32) for k, n in
+         (("w", 4), ("r", 3))}  # fmt: skip
+# Forms up to 20 that opset 21 knows no more, or that it could read in another way.
+NEWER_FORMS = {
+    "mean": ([node("ReduceMean", ["x"], ["y"], axes=[2], keepdims=1)], 13, 17, {}),
+    "l2": ([node("ReduceL2", ["x"], ["y"], axes=[1], keepdims=0)], 13, 17, {"rank": 3}),
+    "max": ([node("ReduceMax", ["x"], ["y"], axes=[-1], keepdims=1)], 13, 17, {}),
+    "split": ([node("Split", ["x"], ["a", "b"], axis=2), node("Sub", ["a", "b"], ["y"])],
+              13, 17, {}),
+    "grid": ([node("GridSample", ["x", "g"], ["y"], mode="bilinear")], 16, 19,
+             {"constants": {"g": GRID}}),
+    "pool": ([node("AveragePool", ["x"], ["y"], kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4,
+                   ceil_mode=1)], 13, 18, {}),
+    "resize": ([node("Resize", ["x", "", "s"], ["y"], mode="linear")], 13, 20,
+               {"constants": {"s": np.array([1, 1, 2, 2], np.float32)}}),
+    "pad": ([node("Pad", ["x", "p"], ["y"], mode="reflect")], 13, 20,
+            {"constants": {"p": np.array([0, 0, 1, 1, 0, 0, 1, 1])}}),
+    "lstm": ([node("LSTM", ["x", "w", "r"], ["y"], hidden_size=3)], 13, 20,
+             {"constants": GATES, "shape": (5, 2, 4), "rank": 4}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "opset"), [(k, o) for k, form in NEWER_FORMS.items() for o in (form[1], form[2])]
+)
+def test_opset_21_computes_the_same(name, opset) -> None:
+    nodes, _, _, options = NEWER_FORMS[name]
+    model = make(nodes, opset, **options)
+    raised = normalize(model, SMALL_TYPES_OPSET)
+    assert (raised.opset, raised.ir.ir_version) == (SMALL_TYPES_OPSET, 10)
+    onnx.checker.check_model(serialize(raised))
+    # The kernel of the newer AveragePool divides where the older one multiplies.
+    assert_same_outputs(model, raised, atol=1e-6 if name == "pool" else 0.0)
+
+
+@pytest.mark.parametrize("name", OLD_FORMS)
+def test_oldest_forms_are_raised_to_opset_21(name) -> None:
+    nodes, options = OLD_FORMS[name]
+    model = make(nodes, 9, **options)
+    raised = normalize(model, SMALL_TYPES_OPSET)
+    assert raised.opset == SMALL_TYPES_OPSET
+    assert_same_outputs(model, raised, atol=1e-6 if "softmax" in name else 0.0)
+
+
+@pytest.mark.parametrize(("op", "opset", "fine"), [("ReduceMean", 17, 13), ("Split", 17, 13)])
+def test_body_is_refused_only_where_its_meaning_changes(op, opset, fine) -> None:
+    text = BODY.replace("OPSET", str(opset)).replace("s = Neg", "s = OTHER")
+    model = from_text(text.replace("OTHER", "Softplus").replace("OP", op))
+    assert normalize(model, fine).opset == opset
+    with pytest.raises(ModelError, match=rf"node 'deep' \({op}\) .* opset 21 or newer"):
+        normalize(model, SMALL_TYPES_OPSET)
+
+
 @pytest.mark.parametrize("opset", [7, 8, 9])
 def test_upsample_becomes_resize(opset) -> None:
     """It took its factors as an attribute in opset 7 and 8, and as an input in 9."""
@@ -128,6 +191,19 @@ def test_body_that_would_mean_something_else_is_refused(op, opset) -> None:
         normalize(model)
 
 
+@pytest.mark.parametrize(("sizes", "raised"), [(", n", True), ("", False)])
+def test_split_changed_in_opset_18_only_without_sizes(sizes, raised) -> None:
+    model = from_text(f"""<ir_version: 7, opset_import: ["" : 13]>
+        g (bool c, float[4] x) => (float[2] y) <int64[2] n = {{2, 2}}> {{
+        y = If (c) <then_branch = t () => (float[2] p) {{ p, o = Split (x{sizes}) }},
+            else_branch = e () => (float[2] q) {{ r, q = Split (x, n) }}> }}""")
+    if raised:
+        assert_same_outputs(model, normalize(model, SMALL_TYPES_OPSET))
+    else:
+        with pytest.raises(ModelError, match=r"Split .*would mean something else"):
+            normalize(model, SMALL_TYPES_OPSET)
+
+
 def test_body_that_means_the_same_is_raised() -> None:
     text = BODY.replace("OPSET", "11").replace("OTHER", "Neg").replace("OP", "Sigmoid")
     model = from_text(text)
@@ -140,17 +216,30 @@ def test_every_change_of_meaning_between_the_opsets_is_listed() -> None:
     """Attributes that went or have another default, and inputs that became necessary."""
     history: dict[str, list] = {}
     for schema in onnx.defs.get_all_schemas_with_history():
-        if schema.domain == "" and schema.since_version <= MINIMUM_OPSET:
+        if schema.domain == "" and schema.since_version <= SMALL_TYPES_OPSET:
             history.setdefault(schema.name, []).append(schema)
-    found = {}
+    found: dict[str, set[int]] = {}
     for op, schemas in history.items():
         schemas.sort(key=lambda schema: schema.since_version)
         for old, new in itertools.pairwise(schemas):
             if new.since_version > FIRST_COMPARED and (new.deprecated or not _extends(new, old)):
-                found[op] = new.since_version
-    assert all(opset <= CHANGED_MEANING[op] for op, opset in found.items())
-    # OneHot kept its form, but negative indices, which gave rows without a 1, now count.
-    assert set(CHANGED_MEANING) - set(found) == {"OneHot"}
+                found.setdefault(op, set()).add(new.since_version)
+
+    def late(opsets) -> set[int]:
+        return {opset for opset in opsets if opset > MINIMUM_OPSET}
+
+    # Up to MINIMUM_OPSET the last change tells all; beyond it, whether it comes before ``to``.
+    for op, opsets in found.items():
+        early = opsets - late(opsets)
+        assert late(opsets) <= set(CHANGED_MEANING[op]), op
+        assert not early or max(early) <= max({*CHANGED_MEANING[op]} - late(CHANGED_MEANING[op]))
+    # What the schemas do not tell. OneHot: negative indices, which gave rows without a 1, now
+    # count. GroupNormalization: scale and bias are one per channel, not per group. RoiAlign: the
+    # new attribute's default is not the old behaviour. Split: parts without sizes are counted.
+    assert {
+        op for op, opsets in CHANGED_MEANING.items()
+        if op not in found or late(opsets) - found[op]
+    } == {"OneHot", "GroupNormalization", "RoiAlign", "Split"}  # fmt: skip
 
 
 def _extends(new, old) -> bool:

@@ -137,3 +137,19 @@ def test_names_cover_subgraphs() -> None:
     names = from_text(NESTED).view().names
     assert {"x", "c", "t", "y", "p", "q", "u", "make", "outer", "s"} <= names
     assert "" not in names
+
+
+def test_inner_uses_tell_who_reads_what_lies_outside(build) -> None:
+    """Nested bodies included; what has the same name inside is another tensor."""
+    model = build("""g (bool c, float[4] x) => (float[4] y) <float[4] w = {1, 2, 3, 4}> {
+        [choose] y = If (c) <
+          then_branch = t () => (float[4] p) {
+            p = If (c) <
+              then_branch = tt () => (float[4] r) { [deep] r = Add (x, w) },
+              else_branch = ee () => (float[4] s) <float[4] w = {0, 0, 0, 0}> { s = Mul (x, w) }> },
+          else_branch = e () => (float[4] q) { [plain] q = Add (w, w) }> }""")
+    uses = model.view().by_name["choose"].inner_uses
+    assert [(u.node.name, u.port) for u in uses if u.tensor == "w"] == [
+        ("deep", 1), ("plain", 0), ("plain", 1),
+    ]  # fmt: skip
+    assert model.view().by_name["choose"].inner_uses[0].node.op == "If"

@@ -101,7 +101,7 @@ def check_same_graph(source, made):
 
 
 def inner_operators(model):
-    """What the bodies of If, Loop and Scan hold: they must stay as they are."""
+    """What the bodies of If, Loop and Scan compute: it must stay as it is."""
     outer = Counter((node.domain, node.op) for node in model.view().nodes)
     return Counter((domain, op) for _, domain, op in model.operators()) - outer
 

@@ -16,6 +16,9 @@ MODELS = Path(__file__).parents[2] / "models"
 PROMISED = {
     "digits_cnn": (0.98, 0.35),
     "mnist_cnn": (0.985, 0.40),
+    "mnist_lstm": (0.985, 0.30),
+    "mnist_gru": (0.985, 0.30),
+    "mnist_transformer": (0.985, 0.42),
     "cifar10_resnet": (0.84, 0.30),
     "cifar10_mobilenet": (0.82, 0.40),
 }
@@ -45,8 +48,9 @@ def test_int8_is_within_half_a_point_of_float(name: str) -> None:
     assert measured.metric.source >= float_accuracy
     assert measured.metric.output >= measured.metric.source - 0.005
     assert measured.size_ratio <= size
-    assert measured.int8_coverage is not None
-    assert measured.int8_coverage.float_nodes == ()
+    if job.recipe.static:  # weights alone compute in float
+        assert measured.int8_coverage is not None
+        assert measured.int8_coverage.float_nodes == ()
 
 
 @pytest.mark.parametrize("name", PROMISED)

@@ -65,7 +65,7 @@ def test_asymmetric_zero_point_is_the_rounded_offset(lo_hi, qtype):
 @given(ordered_ends(), st.sampled_from(QTYPES))
 def test_symmetric_formula(lo_hi, qtype):
     params = choose_qparams(*lo_hi, qtype, symmetric=True)
-    bits = qtype.dtype.itemsize * 8
+    bits = qtype.bits
     absmax = max(abs(lo_hi[0]), abs(lo_hi[1]))
     expected = float(np.float32(absmax / (2 ** (bits - 1) - 1))) if absmax else 1.0
     assert params.scale == (expected,)

@@ -11,7 +11,8 @@ from onnxq.targets import TARGETS, Kernel, get_target
 
 TARGET = get_target("cpu-x86")
 ROLES = {
-    Role.COMPUTE: "Conv ConvTranspose Gemm MatMul",
+    Role.COMPUTE: "Conv ConvTranspose Gemm MatMul LSTM GRU RNN com.microsoft::Attention "
+    "com.microsoft::MultiHeadAttention",
     Role.ELEMENTWISE: "Add Mul Sub Div Min Max",
     Role.JOIN: "Concat Where",
     Role.CLAMP: "Relu Clip",
@@ -19,7 +20,7 @@ ROLES = {
     Role.POOL: "AveragePool GlobalAveragePool ReduceMean",
     Role.MOVE: "MaxPool Resize Pad Reshape Flatten Transpose Squeeze Unsqueeze Slice Gather "
     "Expand Tile DepthToSpace SpaceToDepth Split",
-    Role.NORM: "LayerNormalization InstanceNormalization",
+    Role.NORM: "LayerNormalization InstanceNormalization com.microsoft::EmbedLayerNormalization",
 }
 
 
@@ -168,7 +169,7 @@ def test_operator_of_another_domain_is_unknown(build) -> None:
 def test_inputs_are_told_apart(judge) -> None:
     conv = judge(X, "[it] y = Conv (x, w, b)", f"{W}, float[2] b = {{0, 1}}")
     assert (conv.data, conv.weight, conv.bias) == (((0, "x"),), (1, "w"), (2, "b"))
-    assert (conv.outputs, conv.constants, conv.weight_only) == (("y",), (), True)
+    assert (conv.outputs, conv.constants) == (("y",), ())
     add = judge(X, "[it] y = Add (c, x)", "float[1] c = {1}")
     assert (add.data, add.constants, add.weight) == (((1, "x"),), ((0, "c"),), None)
     product = judge("float[4,4] x, float[4,4] z", "[it] y = MatMul (x, z)")
@@ -198,7 +199,61 @@ def test_channel_axis(judge, body, weight, axis) -> None:
 def test_weight_of_a_float_layer_can_still_be_stored(judge) -> None:
     node = judge(X, "[it] y = ConvTranspose (x, w)", "float[2,3,1,1] w = seeded")
     assert not node.quantizable
-    assert node.weight_only
+    assert [s.tensor for s in node.stored] == ["w"]
+
+
+RECURRENT = "float[1,8,4] w = seeded, float[1,8,2] r = seeded"
+EMBEDDING = (
+    "float[9,4] w = seeded, float[9,4] p = seeded, float[2,4] s = seeded, "
+    "float[4] g = seeded, float[4] b = seeded"
+)
+STORED = {
+    "conv": (X, "Conv (x, w, b)", f"{W}, float[2] b = {{0, 1}}", {"w": (1, 0)}),
+    "gemm": ("float[1,4] x", "Gemm <transB = 1> (x, w)", "float[2,4] w = seeded", {"w": (1, 0)}),
+    "left": ("float[4,4] x", "MatMul (w, x)", "float[4,4] w = seeded", {}),
+    "lstm": (
+        "float[3,1,4] x", "LSTM <hidden_size = 2> (x, w, r)", RECURRENT,
+        {"w": (1, 1), "r": (2, 1)},
+    ),
+    "half a gru": (
+        "float[3,1,4] x, float[1,6,2] r", "GRU <hidden_size = 2> (x, w, r)",
+        "float[1,6,4] w = seeded", {},
+    ),
+    "table": ("int64[3] i", "Gather (w, i)", "float[4,2] w = seeded", {"w": (0, 0)}),
+    "columns": ("int64[3] i", "Gather <axis = -1> (w, i)", "float[4,2] w = seeded", {"w": (0, -1)}),
+    "whole numbers": ("int64[3] i", "Gather (w, i)", "int64[2] w = {1, 2}", {}),
+    "attention": (
+        "float[1,3,4] x", "com.microsoft.Attention <num_heads = 2> (x, w, b)",
+        "float[4,12] w = seeded, float[12] b = seeded", {"w": (1, 1)},
+    ),
+    "embedding": (
+        "int32[1,3] i", "com.microsoft.EmbedLayerNormalization (i, , w, p, , g, b)", EMBEDDING,
+        {"w": (2, None), "p": (3, None), "g": (5, None), "b": (6, None)},
+    ),
+    "projected": (
+        "float[1,3,4] x", "com.microsoft.MultiHeadAttention <num_heads = 2> (x, x, x)", "", {},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_constants_that_can_be_stored_as_integers(build, name) -> None:
+    inputs, body, held, expected = STORED[name]
+    held = f"<{held}>" if held else ""
+    model = build(f"""<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+        g ({inputs}) => (float y) {held} {{ y = {body} }}""")
+    (node,) = classify(model.view(), TARGET).nodes
+    assert {s.tensor: (s.port, s.axis) for s in node.stored} == expected
+
+
+@pytest.mark.parametrize("name", ["lstm", "attention", "embedding", "projected"])
+def test_layer_without_a_static_kernel_says_so(build, name) -> None:
+    inputs, body, held, _ = STORED[name]
+    held = f"<{held}>" if held else ""
+    model = build(f"""<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+        g ({inputs}) => (float y) {held} {{ y = {body} }}""")
+    (node,) = classify(model.view(), TARGET).nodes
+    assert node.reason.code == "no-int8-kernel"
 
 
 # --- patterns --------------------------------------------------------------------------------
@@ -271,3 +326,53 @@ def test_pattern_leaves_its_neighbours_alone(build) -> None:
     ))  # fmt: skip
     assert "half" in found
     assert not {"before", "after"} & found
+
+
+# --- bodies ----------------------------------------------------------------------------------
+
+HELD_OUTSIDE = (
+    "float[4,4] w = seeded, float[1,8,4] k = seeded, float[1,8,2] r = seeded, "
+    "float[2,2,3,3] c = seeded, float[4,4] bad = {nan, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}"
+)
+# What the body of an If does with what lies outside: (axis of channels, axis of blocks) by name.
+IN_BODIES = {
+    "matmul": ("p = MatMul (x, w)", {"w": (1, 0)}),
+    "gemm": ("p = Gemm (x, w)", {"w": (1, 0)}),
+    "gemm transposed": ("p = Gemm <transB = 1> (x, w)", {"w": (0, 1)}),
+    "table": ("p = Gather (w, i)", {"w": (0, 1)}),
+    "lstm": (
+        "s = Unsqueeze (x, one) p, h = LSTM <hidden_size = 2> (s, k, r)",
+        {"k": (1, 2), "r": (1, 2)},
+    ),
+    "conv": ("s = Reshape (x, image) p = Conv (s, c)", {"c": (0, None)}),
+    "tied table": ("e = Gather (w, i) p = Gemm <transB = 1> (e, w)", {"w": (0, 1)}),
+    "uses that disagree": ("t = MatMul (x, w) p = Gemm <transB = 1> (t, w)", {"w": (None, None)}),
+    "left operand": ("p = MatMul (w, x)", {}),
+    "also no weight": ("t = MatMul (x, w) p = Add (t, w)", {}),
+    "only passed through an operator": ("p = Transpose (w)", {}),
+    "not finite": ("p = MatMul (x, bad)", {}),
+    "made at run time": ("p = MatMul (x, x)", {}),
+}  # fmt: skip
+IF = """g (bool b, float[4,4] x, int64[4] i) => (float y)
+<{held}, int64[1] one = {{1}}, int64[4] image = {{1, 2, 2, 4}}> {{
+[it] y = If (b) <then_branch = t () => (float p) {{ {body} }},
+                 else_branch = e () => (float q) {{ q = Neg (x) }}> }}"""
+
+
+@pytest.mark.parametrize("name", IN_BODIES)
+def test_constants_that_are_weights_in_bodies_can_be_stored(build, name) -> None:
+    body, expected = IN_BODIES[name]
+    (node,) = classify(build(IF.format(held=HELD_OUTSIDE, body=body)).view(), TARGET).nodes
+    assert {s.tensor: (s.axis, s.summed) for s in node.stored} == expected
+    assert {s.port for s in node.stored} <= {-1}
+    assert node.reason.code == "control-flow"
+    assert node.reason.sentence == "the nodes inside the bodies of If compute in float"
+
+
+def test_nested_bodies_count_but_not_what_has_the_same_name_there(build) -> None:
+    """The inner w is added, which would keep the outer one from being stored."""
+    body = """p = If (b) <
+        then_branch = tt () => (float r) { r = MatMul (x, w) },
+        else_branch = ee () => (float s) <float[1] w = {1}> { s = Add (x, w) }>"""
+    (node,) = classify(build(IF.format(held=HELD_OUTSIDE, body=body)).view(), TARGET).nodes
+    assert [s.tensor for s in node.stored] == ["w"]

@@ -10,7 +10,7 @@ import pytest
 from onnxq.graph import serialize
 from onnxq.ops import classify
 from onnxq.plan import QuantPlan, Recipe, make_plan
-from onnxq.plan.plan import LEAST_WEIGHT
+from onnxq.plan.weights import LEAST_WEIGHT
 from onnxq.rewrite import rewrite
 from onnxq.targets import get_target
 from onnxq.types import Precision

@@ -6,11 +6,10 @@ from collections import deque
 
 import pytest
 
-from onnxq.errors import UsageError
 from onnxq.graph import from_text
 from onnxq.ops import classify
-from onnxq.plan import Recipe, keep_float
-from onnxq.plan.policy import Regions
+from onnxq.plan import Recipe, layer_settings
+from onnxq.plan.policy import Regions, not_static
 from onnxq.targets import get_target
 
 TARGET = get_target("cpu-x86")
@@ -25,7 +24,8 @@ def regions(build):
         model = build(f"g ({inputs}) => ({outputs}) <{W}> {{ {body} }}")
         census = classify(model.view(), TARGET)
         patterns = ("float*",) if "[float" in body else ()
-        return Regions(model.view(), census, keep_float(census, patterns, ()))
+        kept = not_static(census, layer_settings(census, Recipe(keep_float=patterns)))
+        return Regions(model.view(), census, kept)
 
     return plan
 
@@ -149,50 +149,6 @@ def test_dense_layer_before_a_bias_has_a_pair(regions, bias, pair) -> None:
 # --- what the user keeps float ---------------------------------------------------------------
 
 TWO = "[conv_1] c = Conv (x, w1) [conv_2] d = Conv (c, w2) [act] y = Relu (d)"
-
-
-@pytest.fixture
-def census(build):
-    return classify(build(f"g (float[1,4,4,4] x) => (float y) <{W}> {{ {TWO} }}").view(), TARGET)
-
-
-@pytest.mark.parametrize(
-    ("patterns", "operators", "kept"),
-    [
-        (("conv_1",), (), {"conv_1"}),
-        (("conv_*",), (), {"conv_1", "conv_2"}),
-        (("*",), (), {"conv_1", "conv_2", "act"}),
-        ((), ("Conv",), {"conv_1", "conv_2"}),
-        (("act",), ("Conv",), {"conv_1", "conv_2", "act"}),
-    ],
-)
-def test_patterns_keep_nodes_float(census, patterns, operators, kept) -> None:
-    found = keep_float(census, patterns, operators)
-    assert set(found) == kept
-    assert all((r.code, r.node) == ("kept-float", name) for name, r in found.items())
-
-
-@pytest.mark.parametrize(
-    ("patterns", "operators", "told"),
-    [
-        (("conv1",), (), "no node is called 'conv1'; did you mean 'conv_1'?"),
-        (("CONV_1",), (), "no node is called 'CONV_1'"),
-        (("zzz*",), (), "`onnxq inspect MODEL` lists all nodes"),
-        (("conv_1", "zzz"), (), "no node is called 'zzz'"),
-        ((), ("conv",), "no node is a 'conv'; did you mean 'Conv'?"),
-    ],
-)
-def test_pattern_that_matches_nothing_is_an_error(census, patterns, operators, told) -> None:
-    with pytest.raises(UsageError) as error:
-        keep_float(census, patterns, operators)
-    assert told in str(error.value)
-
-
-def test_name_with_brackets_matches_itself(build) -> None:
-    model = build("g (float[1,4] x) => (float[1,4] y) { y = Relu (x) }").copy()
-    model.ir.graph[0].name = "block[0]/act"
-    census = classify(model.view(), TARGET)
-    assert set(keep_float(census, ("block[0]/act",), ())) == {"block[0]/act"}
 
 
 def test_kept_node_is_float_in_the_plan(build, quantize) -> None:

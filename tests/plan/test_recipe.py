@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
+
+import jsonschema
+import msgspec
 import pytest
 
 from onnxq.errors import RecipeError
-from onnxq.plan import Recipe, find_recipe, load_recipe
+from onnxq.plan import LayerRule, Recipe, find_recipe, load_recipe, recipe_schema
 
 WHOLE = """
 precision = "int8"
@@ -22,10 +26,19 @@ mean = [0.5]
 [calibration]
 method = "percentile"
 percentile = 99.9
+[weights]
+block_size = 64
 [verify]
 seconds = 0
 [budgets]
 max_drop = 0.005
+[[layers]]
+name = "stem"
+bits = 8
+[[layers]]
+op = "Gemm"
+precision = "int4-weights"
+method = "hqq"
 """
 
 
@@ -44,7 +57,11 @@ def test_every_section_is_read(recipe) -> None:
     assert (found.precision, found.per_channel, found.keep_float) == ("int8", False, ("head*",))
     assert (found.data.batch_size, found.data.preprocess.mean) == (8, (0.5,))
     assert (found.calibration.percentile, found.verify.seconds) == (99.9, 0)
-    assert found.budgets.max_drop == 0.005
+    assert (found.budgets.max_drop, found.weights.block_size) == (0.005, 64)
+    assert found.layers == (
+        LayerRule(name="stem", bits=8),
+        LayerRule(op="Gemm", precision="int4-weights", method="hqq"),
+    )
     assert recipe("") == Recipe()
 
 
@@ -81,6 +98,28 @@ def test_every_section_is_read(recipe) -> None:
         ("[data.preprocess]\nscale = inf", "must be finite numbers"),
         ("[data.preprocess]\nadd_channel = true\nlayout = 'NHWC->NCHW'", "leave out layout"),
         ("precision = ", "is not TOML"),
+        ("[layers]\nop = 'Conv'", "Expected `array`, got `object` at 'layers'"),
+        ("[[layers]]\nnmae = 'x'", "unknown key 'layers[0].nmae'; did you mean 'name'?"),
+        ("[[layers]]\nbits = 8", "chosen by one of name, regex, op, position, and not by none"),
+        ("[[layers]]\nname = 'x'\nop = 'y'\nbits = 8", "not by name and op at 'layers[0]'"),
+        ("[[layers]]\nop = 'Conv'", "nothing is said of the layers of op 'Conv'"),
+        ("[[layers]]\nregex = '('\nbits = 8", "'(' is no regular expression: missing )"),
+        ("[[layers]]\nposition = '2nd'\nbits = 8", "'2nd' at 'layers[0].position'"),
+        ("[[layers]]\nop = 'x'\nbits = 3", "Invalid enum value 3 at 'layers[0].bits'"),
+        ("[[layers]]\nop = 'x'\nblock_size = 48", "value 48 at 'layers[0].block_size'"),
+        (
+            "[[layers]]\nop = 'x'\nbits = 4\nprecision = 'int8'",
+            "precision int8 is not of 4 bits at 'layers[0]'",
+        ),
+        (
+            "[[layers]]\nop = 'x'\nbits = 16\nprecision = 'float'",
+            "precision float is not of 16 bits",
+        ),
+        (
+            "[[layers]]\nop = 'x'\nobserver = 'entrpy'",
+            "unknown observer of layers 'entrpy'; did you mean 'entropy'?",
+        ),
+        ("[[layers]]\nop = 'x'\nobserver = 'own:Class'", "known: mse, percentile, entropy"),
     ],
 )
 def test_mistake_is_told(recipe, text, told) -> None:
@@ -114,3 +153,38 @@ def test_digest_depends_on_the_content_only(recipe) -> None:
     assert recipe("per_channel = true").digest() == Recipe().digest()
     assert recipe("per_channel = false").digest() != Recipe().digest()
     assert recipe("[data]\nbatch_size = 7").digest() != Recipe().digest()
+    assert recipe("[[layers]]\nop = 'Conv'\nbits = 8").digest() != Recipe().digest()
+
+
+@pytest.mark.parametrize(
+    ("text", "static"),
+    [
+        ("", True),  # int8 when nothing is said
+        ("precision = 'int8-dynamic'", False),
+        ("precision = 'float'", False),
+        ("precision = 'int8-weights'\n[[layers]]\nop = 'Conv'\nbits = 8", False),
+        ("precision = 'int8-weights'\n[[layers]]\nop = 'Conv'\nbits = 16", True),
+        ("precision = 'fp16'\n[[layers]]\nop = 'Conv'\nprecision = 'int8'", True),
+        ("precision = 'int4-weights'\n[[layers]]\nop = 'Conv'\nprecision = 'float'", False),
+    ],
+)
+def test_ranges_are_needed_when_any_layer_needs_them(recipe, text, static) -> None:
+    assert recipe(text).static is static
+
+
+def test_recipe_goes_into_a_receipt_and_back(recipe) -> None:
+    """With what was said of layers, and no word more."""
+    found = recipe(WHOLE)
+    told = msgspec.json.encode(found)
+    assert msgspec.json.decode(told, type=Recipe) == found
+    assert msgspec.json.decode(told)["layers"][0] == {"name": "stem", "bits": 8}
+
+
+def test_schema_judges_as_the_reader_does() -> None:
+    schema = recipe_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(tomllib.loads(WHOLE), schema)
+    for wrong in ("keepfloat = []", "[data]\nbatch_size = 0", "[[layers]]\nop = 'x'\nbits = 3"):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(tomllib.loads(wrong), schema)
+    assert schema["$defs"]["Recipe"]["description"] == "What to do with a model."

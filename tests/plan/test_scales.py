@@ -30,9 +30,7 @@ def plan(build):
         view = build(text).view()
         census = classify(view, target)
         every = ranges(
-            **dict.fromkeys(
-                tensors_to_observe(view, census, recipe.get("keep_float", ())), (-1.0, 1.0)
-            )
+            **dict.fromkeys(tensors_to_observe(view, census, Recipe(**recipe)), (-1.0, 1.0))
         ) | (given or {})
         return make_plan(view, census, every, Recipe(**recipe), target)
 

@@ -78,7 +78,7 @@ def shown(view: RenderableType, width: int = 120) -> str:
 def info(name: str, op: str, role: Role, reason: Reason | None = None) -> NodeInfo:
     return NodeInfo(
         name, op, role, Kernel.FUSED, data=(), constants=(), outputs=(), weight=None, bias=None,
-        channel_axis=None, weight_only=False, reason=reason,
+        channel_axis=None, reason=reason,
     )  # fmt: skip
 
 
@@ -155,7 +155,7 @@ class TestReceipt:
         plan = QuantPlan("cpu-x86", (node, PLAN.nodes[1]), {})
         measured = replace(MEASURED, int8_coverage=None)
         text = shown(receipt_view(replace(RECEIPT, plan=plan, measured=measured)))
-        assert "int8: the weights of 1 of 2 nodes" in text
+        assert "of 2 nodes 1 with int8 weights (" in text
 
     def test_long_list_of_float_nodes_is_cut(self) -> None:
         reasons = tuple(Reason("runs-as-float", "runs on float", f"conv{i}") for i in range(8))

@@ -25,6 +25,7 @@ from onnxq.graph import Editor, Model, serialize, strip, to_text
 from onnxq.ops import OPERATORS, classify
 from onnxq.plan import QuantPlan, Recipe, make_plan, tensors_to_observe
 from onnxq.rewrite import rewrite
+from onnxq.rewrite.qdq import to_qdq
 from onnxq.runtime import Session
 from onnxq.targets import get_target
 from onnxq.types import Feed, Precision, TensorRange
@@ -47,7 +48,7 @@ class Case:
         self.feed = self._draw()
         census = classify(self.source.view(), TARGET)
         recipe, view = self._recipe(), self.source.view()
-        taps = tensors_to_observe(view, census, recipe.keep_float, recipe.keep_float_op)
+        taps = tensors_to_observe(view, census, recipe)
         measured = ranges_of(self.source, taps, self.feed)
         ranges = {t: _round_outwards(r) for t, r in measured.items()} | self._ranges()
         self.plan = make_plan(view, census, ranges, recipe, TARGET)
@@ -128,7 +129,7 @@ def structure(model: Model) -> set[tuple]:
 
 
 def test_strip_gives_the_source_back(case) -> None:
-    stripped = strip(case.quantized)
+    stripped = strip(to_qdq(case.source, case.plan))
     assert structure(stripped) == structure(case.source)
     assert stripped.view().inputs == case.source.view().inputs
     assert stripped.view().outputs == case.source.view().outputs

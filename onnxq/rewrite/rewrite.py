@@ -1,0 +1,45 @@
+"""``rewrite``: from a plan to a model, in the form that is wanted.
+
+Pairs of QuantizeLinear and DequantizeLinear say everything that a plan can say about integers, and
+can be taken out again: they are written first, and checked. Other forms are lowered from them.
+"""
+
+from __future__ import annotations
+
+from onnxq.graph import Model
+from onnxq.plan import QuantPlan
+from onnxq.rewrite.at_load import scale_at_load
+from onnxq.rewrite.blocks import arrange_weights, lower_blocks
+from onnxq.rewrite.dynamic import lower_dynamic
+from onnxq.rewrite.float16 import to_float16
+from onnxq.rewrite.qdq import to_qdq
+from onnxq.rewrite.qoperator import lower_qoperator
+from onnxq.targets import get_target
+from onnxq.types import Form, Precision
+
+
+def rewrite(model: Model, plan: QuantPlan, form: Form = Form.QDQ) -> Model:
+    """The quantized model of a plan.
+
+    Args:
+        model: The prepared float model that the plan was made for.
+        plan: Precisions and scales.
+        form: How the graph says that a node computes on integers.
+
+    Returns:
+        A new model.
+
+    Raises:
+        SelfCheckError: The result differs from ``model`` in more than the quantization.
+    """
+    made = to_qdq(model, plan)
+    if dynamic := plan.named(Precision.INT8_DYNAMIC):
+        made = lower_dynamic(made, dynamic)
+    if form is Form.QOPERATOR:
+        made = lower_qoperator(lower_blocks(made))
+    made = arrange_weights(made)
+    if get_target(plan.target).scales_at_run and model.fits_one_file:
+        made = scale_at_load(made, plan.named(Precision.INT8_WEIGHTS, Precision.INT4_WEIGHTS))
+    if half := plan.named(Precision.FP16):
+        made = to_float16(made, half)
+    return made
