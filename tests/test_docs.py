@@ -11,10 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from onnxq.cli.main import COMMANDS, main
+from onnxq.plan.recipe import parse_recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples/README.md"]
-EXAMPLES = ["quantize_from_python.py", "stages.py"]
+EXAMPLES = ["quantize_from_python.py", "stages.py", "mixed_precision.py"]
 
 
 @pytest.mark.parametrize("script", EXAMPLES)
@@ -79,3 +80,23 @@ def test_options_in_the_readme_exist() -> None:
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
     assert named, "the README names no option"
     assert {option for option in named if option not in known} == set()
+
+
+def test_the_page_on_precisions_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands, on a copy of the model without its recipe, and its recipe is one."""
+    (tmp_path / "models").mkdir()
+    model = "models/digits_cnn.onnx"
+    (tmp_path / model).write_bytes((ROOT / model).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/precisions.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^onnxq (.+models/.+)$", text, re.MULTILINE)
+    assert len(lines) == 3
+    for line in lines:
+        done = CliRunner().invoke(main, shlex.split(line))
+        assert done.exit_code == 0, f"{line}: {done.output}"
+    assert sorted(file.name for file in tmp_path.rglob("*.int*.onnx")) == [
+        "digits_cnn.int4-weights.onnx", "digits_cnn.int8-dynamic.onnx",
+    ]  # fmt: skip
+    (table,) = re.findall(r"```toml\n(.+?)```", text, re.DOTALL)
+    recipe = parse_recipe(table, "docs/precisions.md")
+    assert [rule.precision for rule in recipe.layers] == ["float", "int8-dynamic", None]

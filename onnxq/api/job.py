@@ -11,7 +11,7 @@ from msgspec.structs import replace as with_fields
 
 from onnxq.calibrate import Calibration, Workers
 from onnxq.data import Data
-from onnxq.plan import Recipe, find_recipe, load_preset, load_recipe
+from onnxq.plan import Recipe, checked, find_recipe, load_preset, load_recipe
 
 # stage, samples done, samples in all
 Progress = Callable[[str, int, int], None]
@@ -86,7 +86,7 @@ def make_job(model: Path | None, recipe: Recipe | str | Path | None) -> Job:
         UsageError: There is no such preset.
     """
     if isinstance(recipe, Recipe):
-        return Job(recipe)
+        return Job(checked(recipe))
     if isinstance(recipe, str) and recipe.startswith(PRESET):
         return Job(load_preset(recipe.removeprefix(PRESET)))
     if recipe is not None:

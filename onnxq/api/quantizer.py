@@ -232,9 +232,12 @@ def _behind(tensor: str, plan: QuantPlan, clamps: dict[str, tuple[str, ...]]) ->
     return (tensor,) if tensor in plan.tensors else clamps.get(tensor, ())
 
 
-def _recipe(config: Config | None) -> Recipe:
+def _recipe(config: object) -> Recipe:
     if config is None:
         return Recipe()
     if isinstance(config, Recipe):
         return config
+    if not isinstance(config, str):
+        kind = type(config).__name__
+        raise UsageError(f"a {kind} is no configuration", "give a Recipe or the name of a preset")
     return make_job(None, f"{PRESET}{config.removeprefix(PRESET)}").recipe

@@ -21,6 +21,12 @@ from onnxq.graph.view import node_names, unused
 # Names that ONNX Runtime's BASIC level gives to what it fused, after the first node's own name.
 FUSION_SUFFIXES = ("/MatMulAddFusion",)
 
+# Operators that make a sequence or an optional.
+SEQUENCES = (
+    "SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence",
+    "SequenceMap", "Optional",
+)  # fmt: skip
+
 # onnx_ir reports a failed shape inference with a whole traceback; the graph then simply has
 # fewer shapes, which onnxq tells per node.
 logging.getLogger("onnx_ir.passes.common.shape_inference").setLevel(logging.ERROR)
@@ -191,9 +197,20 @@ def restore_identity(folded: Model, source: Model) -> Model:
     _restore_node_names(new.graph, old.graph)
     restore_shapes(new.graph.inputs, old.graph.inputs)
     passes.ShapeInferencePass(check_type=False, strict_mode=False)(new)
+    _forget_sequences(new.graph)
     restore_shapes(new.graph.outputs, old.graph.outputs)  # inference puts numbers for symbols
     # Only now: folding leaves what it computes inside a body in that body.
     return name_nodes(lift_constants(Model(new, source.path, source.notes)))
+
+
+def _forget_sequences(graph: ir.Graph) -> None:
+    """Take back the types that onnx_ir's inference gives to sequences: those of their tensors."""
+    for node in graph:
+        makes = node.op_type in SEQUENCES and not node.domain
+        carries = node.op_type == "Identity" and any(v and v.type is None for v in node.inputs)
+        for value in node.outputs if makes or carries else ():
+            if isinstance(value.type, ir.TensorType) and not value.is_graph_output():
+                value.type = value.shape = None
 
 
 def forget_inferred(model: Model, source: Model) -> Model:

@@ -230,6 +230,8 @@ def _refuse_matmul(view: GraphView, node: NodeView) -> Verdict:
 def _refuse_elementwise(view: GraphView, node: NodeView) -> Verdict:
     for name in node.inputs:
         constant = view.constant(name)
+        if constant is not None and not constant.size:
+            return "empty-constant", "its constant operand is empty"
         if constant is not None and not np.isfinite(constant).all():
             return "constant-not-finite", "its constant operand holds NaN or infinity"
     return None

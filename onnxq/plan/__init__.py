@@ -6,7 +6,7 @@ from onnxq.plan.plan import NodePlan, QuantPlan
 from onnxq.plan.policy import tensors_to_observe
 from onnxq.plan.presets import load_preset, preset_text, presets
 from onnxq.plan.readings import Reading, readings
-from onnxq.plan.recipe import Recipe, find_recipe, load_recipe, recipe_schema
+from onnxq.plan.recipe import Recipe, checked, find_recipe, load_recipe, recipe_schema
 from onnxq.plan.settings import (
     Budgets,
     CalibrationSettings,
@@ -29,6 +29,7 @@ __all__ = [
     "Recipe",
     "VerifySettings",
     "WeightSettings",
+    "checked",
     "find_recipe",
     "layer_settings",
     "load_preset",

@@ -84,7 +84,18 @@ def layer_settings(census: Census, recipe: Recipe) -> dict[str, LayerSettings]:
     found = {node.name: _settled(usual, node, said.get(node.name, {})) for node in census.nodes}
     for rule, label, names in rules:
         _check_meaning(rule, label, {found[name].precision for name in names})
+        if any(getattr(rule, key) is not None for key in _OF_WEIGHTS) and not any(
+            node.stored for node in census.nodes if node.name in set(names)
+        ):
+            raise UsageError(
+                f"{label} is about how weights are stored, and its nodes have none",
+                "name nodes with weights, or leave the setting out",
+            )
     return found
+
+
+# Settings that nodes without weights cannot have.
+_OF_WEIGHTS = ("per_channel", "block_size", "symmetric", "method")
 
 
 @dataclass(frozen=True)
@@ -166,7 +177,9 @@ def _is_layer(node: NodeInfo) -> bool:
 def _nothing(message: str, wanted: str, known: list[str]) -> NoReturn:
     near = difflib.get_close_matches(re.sub(r"[*^$\\]|\.[*+]", "", wanted), known, n=1, cutoff=0.3)
     shown = f"did you mean '{near[0]}'?" if near else "the model has other names"
-    raise UsageError(message, f"{shown} `onnxq inspect MODEL` lists all nodes")
+    raise UsageError(
+        message, f"{shown} (`onnxq inspect MODEL` lists all that are left after preparing)"
+    )
 
 
 def _show(value: object) -> str:

@@ -90,6 +90,22 @@ class Recipe(Section, frozen=True):
         return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
 
 
+def checked(recipe: Recipe) -> Recipe:
+    """The same recipe: values made in Python are checked as those of a file are.
+
+    Raises:
+        RecipeError: A value is of the wrong kind; the message tells the path of its key.
+    """
+    replace, options = msgspec.structs.replace, recipe.calibration.options
+    plain = replace(recipe, calibration=replace(recipe.calibration, options={}))
+    try:
+        found = msgspec.convert(msgspec.to_builtins(plain), Recipe)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise RecipeError(f"the recipe is wrong: {_readable(str(error))}") from error
+    # options are for a class of the user's, and may be any objects
+    return replace(found, calibration=replace(found.calibration, options=options))
+
+
 def find_recipe(model: Path) -> Path | None:
     """The recipe beside a model, ``model.onnxq.toml`` for ``model.onnx``; None without one."""
     path = model.with_suffix(".onnxq.toml")

@@ -21,6 +21,7 @@ from onnxq.graph import (
     load,
     name_nodes,
     normalize,
+    restore_identity,
     serialize,
 )
 from onnxq.graph.opset import CHANGED_MEANING, FIRST_COMPARED
@@ -441,3 +442,13 @@ def test_prepare_of_a_real_model_keeps_it() -> None:
     assert len(prepared.view().nodes) <= len(model.view().nodes)
     # Logits of about 10 through a few layers, each folded weight rounded once more.
     assert_same_outputs(model, prepared, atol=1e-3)
+
+
+def test_a_sequence_is_not_taken_for_a_tensor() -> None:
+    model = from_text("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[2] x, int64 i) => (float[2] y)
+        { a = Neg (x) s = SequenceConstruct (a, x) t = Identity (s) y = SequenceAt (t, i) }""")
+    made = restore_identity(model.copy(), model)
+    assert (made.view().dtype("s"), made.view().dtype("t")) == ("", "")
+    feed = {"x": np.array([1, 2], np.float32), "i": np.array(0)}
+    np.testing.assert_array_equal(Session(made).run(feed)["y"], [-1, -2])

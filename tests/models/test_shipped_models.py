@@ -53,6 +53,34 @@ def test_int8_is_within_half_a_point_of_float(name: str) -> None:
         assert measured.int8_coverage.float_nodes == ()
 
 
+@pytest.mark.parametrize("name", ["mnist_lstm", "mnist_gru", "mnist_transformer"])
+def test_recurrent_models_and_transformers_quantize_while_they_run(name: str, tmp_path) -> None:
+    """Within half a point; int8 weights in the file, float at its edges, no calibration."""
+    data_set_or_skip(name)
+    model, output = MODELS / f"{name}.onnx", tmp_path / "made.onnx"
+    job = onnxq.make_job(model, None)
+    untimed = msgspec.structs.replace(job.recipe.verify, seconds=0.0)
+    recipe = msgspec.structs.replace(job.recipe, precision="int8-dynamic", verify=untimed)
+
+    result = onnxq.run(model, replace(job, recipe=recipe), output=output)
+
+    metric = result.receipt.measured.metric
+    assert metric is not None
+    assert metric.samples == 10_000
+    assert metric.output >= metric.source - 0.005
+    assert result.receipt.ranges == {}
+    view = onnxq.load(output).view()
+    assert {spec.dtype for spec in (*view.inputs, *view.outputs)} == {"float32"}
+    stored = {tensor: view.dtype(tensor) for node in view.nodes for tensor in node.inputs if tensor}
+    weights = {
+        t: (kind, w.size)
+        for t, kind in stored.items()
+        if (w := view.constant(t)) is not None and w.size >= 4096
+    }
+    assert sum(size for _, size in weights.values()) >= 70_000
+    assert {kind for kind, _ in weights.values()} == {"int8"}
+
+
 @pytest.mark.parametrize("name", PROMISED)
 def test_is_small_enough_to_ship(name: str) -> None:
     assert (MODELS / f"{name}.onnx").stat().st_size < 4_000_000

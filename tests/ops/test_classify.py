@@ -152,6 +152,11 @@ def test_infinities_in_constants_are_refused(build, value, spoiled, body, code) 
     assert not_finite(build, text, spoiled, value).reason.code == code
 
 
+def test_empty_constant_operand_is_refused(judge) -> None:
+    node = judge("float[1,4] x", "[it] y = Concat <axis = 0> (x, e)", "float[0,4] e = {}")
+    assert node.reason.code == "empty-constant"
+
+
 def test_empty_weight_is_refused(judge) -> None:
     node = judge("float[1,0] x", "[it] y = MatMul (x, w)", "float[0,2] w = {}")
     assert node.reason.code == "empty-weight"

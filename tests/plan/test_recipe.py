@@ -8,8 +8,19 @@ import jsonschema
 import msgspec
 import pytest
 
+from onnxq.data import Preprocess
 from onnxq.errors import RecipeError
-from onnxq.plan import LayerRule, Recipe, find_recipe, load_recipe, recipe_schema
+from onnxq.plan import (
+    CalibrationSettings,
+    DataSettings,
+    LayerRule,
+    Recipe,
+    WeightSettings,
+    checked,
+    find_recipe,
+    load_recipe,
+    recipe_schema,
+)
 
 WHOLE = """
 precision = "int8"
@@ -188,3 +199,26 @@ def test_schema_judges_as_the_reader_does() -> None:
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(tomllib.loads(wrong), schema)
     assert schema["$defs"]["Recipe"]["description"] == "What to do with a model."
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        (Recipe(precision="int9"), "precision"),
+        (Recipe(format="foo"), "format"),
+        (Recipe(float_type="foo"), "float_type"),
+        (Recipe(weights=WeightSettings(block_size=7)), "weights.block_size"),
+    ],
+)
+def test_values_made_in_python_are_checked_as_those_of_a_file(recipe: Recipe, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        checked(recipe)
+
+
+def test_a_right_recipe_stays_as_it_is() -> None:
+    recipe = Recipe(
+        keep_float=("a",),
+        calibration=CalibrationSettings("m:C", options={"any": object()}),
+        data=DataSettings(preprocess=Preprocess(scale=2.0)),
+    )
+    assert checked(recipe) == recipe
