@@ -24,6 +24,12 @@ RARE, FAR = 2e-5, 4.0
 # How far below the largest magnitude a range may end, in octaves: beyond 2^-12 not even a 16 bit
 # grid would gain from clipping outliers.
 _DEEPEST = 12
+# The candidates, as factors of the last best one: nearer and nearer, to 1/512 octave.
+_FACTORS: tuple[Vector, ...] = (
+    2.0 ** -np.arange(0, _DEEPEST, 1 / 4),
+    2.0 ** np.linspace(-1 / 4, 1 / 4, 33),
+    2.0 ** np.linspace(-1 / 64, 1 / 64, 17),
+)
 # Bins per octave for the mean squared error: as fine as the steps of 8 bits.
 _MSE_BINS = 256
 # Entropy: bins beside the largest magnitude, as TensorRT has them, and the half width of the
@@ -111,12 +117,11 @@ def mse_ends(histogram: Histogram, ends: Ends, grid: Grid) -> Ends:
     whole = min(whole[0], max(-ends[0], 0.0)), min(whole[1], max(ends[1], 0.0))
     if grid.symmetric:
         whole = max(whole), max(whole)
-    coarse = 2.0 ** -np.arange(0, _DEEPEST, 1 / 4)
-    lo, hi = best(whole[0] * coarse, whole[1] * coarse)
-    for octaves, steps in ((1 / 4, 16), (1 / 64, 8)):  # nearer and nearer, to 1/512 octave
-        near: Vector = 2.0 ** np.linspace(-octaves, octaves, 2 * steps + 1)
+    lo, hi = whole
+    for factors in _FACTORS:
         pairs = zip((lo, hi), whole, strict=True)
-        lo, hi = best(*(np.unique(np.minimum(end * near, most)) for end, most in pairs))
+        # an end at 0 is the only one of its side
+        lo, hi = best(*(np.minimum(e * factors if e else [e], most) for e, most in pairs))
     # Bennett's step^2 / 12 is wrong where few steps hold all values: the real errors decide there.
     # A tenth is far more than the errors of two samples of one tensor differ by.
     if _squared_error(bins, whole, grid) < 0.9 * _squared_error(bins, (lo, hi), grid):
@@ -150,8 +155,10 @@ class _Side:
     def __init__(self, magnitude: Vector, count: Vector, end: float) -> None:
         self._magnitude = magnitude
         self._empty = end <= 0
+        if self._empty:
+            return
         powers = (count, count * magnitude, count * magnitude**2)
-        self._above = [np.append(np.cumsum(p[::-1])[::-1], 0.0) for p in powers]
+        self._above = [_sums(p[::-1])[::-1] for p in powers]
 
     def clipped(self, threshold: Vector) -> Vector:
         """Sum of squared distances of what lies beyond each threshold."""
@@ -168,8 +175,8 @@ class _Rounded:
 
     def __init__(self, magnitude: Vector, count: Vector) -> None:
         self._magnitude = magnitude
-        self._squares = np.append(0.0, np.cumsum(count * magnitude**2))
-        self._beyond = np.append(np.cumsum(count[::-1])[::-1], 0.0)
+        self._squares = _sums(count * magnitude**2)
+        self._beyond = _sums(count[::-1])[::-1]
 
     def error(self, step: Vector) -> Vector:
         """Sum of squared errors at each step."""
@@ -227,7 +234,7 @@ def entropy_ends(histogram: Histogram, ends: Ends, grid: Grid) -> Ends:
     levels = grid.steps + 1
     if levels >= _ENTROPY_BINS:
         return ends  # a level holds one bin: nothing is lost inside the range
-    if np.count_nonzero(histogram.counts) + np.count_nonzero(histogram.small) < levels:
+    if np.count_nonzero(histogram.counts != 0) + np.count_nonzero(histogram.small) < levels:
         return ends  # too few distinct values to tell a distribution, and a level for each
     reach = max(abs(ends[0]), abs(ends[1]))
     # a power of two, so that no bin of the histogram lies in two of these
@@ -264,18 +271,18 @@ class _Divergence:
         share = _smooth(share)
         share[end] += gathered
         self._first, self._share = first, share
-        self._up_to = np.append(0.0, np.cumsum(share))
-        self._information = np.append(0.0, np.cumsum(share * _log(share)))
+        self._up_to = _sums(share)
+        self._terms = share * _log(share)
+        self._information = _sums(self._terms)
 
     def best(self, levels: int) -> float:
         """The threshold of least divergence."""
         octaves = np.arange(0, _ENTROPY_OCTAVES, 1 / _CANDIDATES)
-        # a few at a time, so that the tables stay in a core's cache
-        thresholds = np.split(self._reach * 2.0**-octaves, _ENTROPY_OCTAVES)
-        found = np.concatenate([self._of(some, levels) for some in thresholds])
+        found = self._of(self._reach * 2.0**-octaves, levels)
         # mirrored at the ends through the end itself, so that a slope stays one
-        padded = np.pad(found, _NEIGHBOURS, mode="reflect", reflect_type="odd")
-        sums = np.append(0.0, np.cumsum(padded))
+        left = 2 * found[0] - found[_NEIGHBOURS:0:-1]
+        right = 2 * found[-1] - found[-2 : -_NEIGHBOURS - 2 : -1]
+        sums = _sums(np.concatenate([left, found, right]))
         width = 2 * _NEIGHBOURS + 1
         found = (sums[width:] - sums[:-width]) / width
         at = int(found.argmin())
@@ -290,28 +297,36 @@ class _Divergence:
         """Divergence of each threshold, in bins from 0."""
         size = (threshold - self._start) / levels
         borders = self._start - self._first + size[:, None] * np.arange(levels + 1)
-        held = np.diff(self._interpolate(self._up_to, self._share, borders), axis=1)
-        inside = held.sum(axis=1)
+        up_to = _interpolated(self._up_to, self._share, borders)
+        inside = up_to[:, -1] - up_to[:, 0]
+        held = up_to[:, 1:] - up_to[:, :-1]
         outside = np.maximum(self._up_to[-1] - inside, 0.0)
         # The reference: all bins but the last, and the last with everything outside.
-        end, before = threshold - self._first, np.maximum(threshold - 1 - self._first, 0)
-        last = self._interpolate(self._up_to, self._share, end) + outside
-        last -= self._interpolate(self._up_to, self._share, before)
-        known = self._interpolate(self._information[:-1], np.diff(self._information), before)
+        before = np.maximum(threshold - 1 - self._first, 0)
+        last = up_to[:, -1] - _interpolated(self._up_to, self._share, before) + outside
+        known = _interpolated(self._information, self._terms, before)
         reference = known + last * _log(last)
         # The candidate: evened out within each level.
-        density = _log(held / (size * np.maximum(inside, 1e-30))[:, None])
-        evened = np.einsum("ij,ij->i", held, density)
-        divergence: Vector = reference - evened - outside * density[:, -1]
+        whole = size * np.maximum(inside, 1e-30)
+        evened = np.einsum("ij,ij->i", held, _log(held)) - inside * np.log(whole)
+        divergence: Vector = reference - evened - outside * _log(held[:, -1] / whole)
         return divergence
 
-    @staticmethod
-    def _interpolate(sums: Vector, terms: Vector, place: Vector) -> Vector:
-        """Prefix sums at places inside bins, counted from the first, with the terms they are of."""
-        at = place.astype(np.intp)
-        found: Vector = (place - at) * terms[at]
-        found += sums[at]
-        return found
+
+def _interpolated(sums: Vector, terms: Vector, place: Vector) -> Vector:
+    """Prefix sums at places inside bins, counted from the first, with the terms they are of."""
+    at = place.astype(np.intp)
+    found: Vector = place - at
+    found *= terms.take(at)
+    found += sums.take(at)
+    return found
+
+
+def _sums(values: Vector) -> Vector:
+    """Prefix sums, from that of nothing."""
+    sums = np.zeros(len(values) + 1)
+    np.cumsum(values, out=sums[1:])
+    return sums
 
 
 def _gathered(counts: Vector, size: int) -> Vector:

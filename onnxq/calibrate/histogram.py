@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from typing import ClassVar, Self
 
 import numpy as np
@@ -59,9 +59,12 @@ class Histogram:
 
     _SHIFT: ClassVar[np.uint32] = np.uint32(_MANTISSA_BITS - 10)
     _SIZE: ClassVar[int] = OCTAVES * PER_OCTAVE
+    # What histograms start with: most of a calibration's are replaced before they count anything.
+    _NONE: ClassVar[NDArray[np.int64]] = np.zeros((2, _SIZE), np.int64)
+    _NONE.flags.writeable = False
 
     def __init__(self) -> None:
-        self.counts: NDArray[np.int64] = np.zeros((2, self._SIZE), np.int64)
+        self.counts = self._NONE
         self.small: NDArray[np.int64] = np.zeros(2, np.int64)
         self.zeros = 0
         self.top = 0
@@ -88,6 +91,8 @@ class Histogram:
         if values.min() < 0:
             place += (bits >> np.uint32(31)).view(np.int32) * np.int32(self._SIZE + 1)
             negative_zeros = int(np.count_nonzero((bits >> self._SHIFT) == _NEGATIVE_ZERO))
+        if not self._counted:
+            self.counts = np.zeros(self._NONE.shape, np.int64)
         counted = np.bincount(place, minlength=self._SIZE + 1)
         counted[zero] -= zeros - negative_zeros
         sides = [(1, counted[: self._SIZE + 1])]
@@ -102,11 +107,14 @@ class Histogram:
     def merge(self, other: Self) -> None:
         """Add the counts of another histogram."""
         self._raise_top(other.top)
-        lifted = type(self).__new__(type(self))  # without arrays of its own
+        lifted = type(self)()
         lifted.counts, lifted.small, lifted.top = other.counts, other.small, other.top
         lifted._raise_top(self.top)
-        for side in np.flatnonzero(lifted.counts.any(axis=1)):  # untouched memory takes none
-            self.counts[side] += lifted.counts[side]
+        if lifted._counted and not self._counted:
+            self.counts = lifted.counts.copy()
+        elif lifted._counted:
+            for side in np.flatnonzero(lifted.counts.any(axis=1)):  # untouched memory takes none
+                self.counts[side] += lifted.counts[side]
         self.small = self.small + lifted.small
         self.zeros += other.zeros
 
@@ -117,24 +125,19 @@ class Histogram:
             per_octave: Bins of an octave, a divisor of ``PER_OCTAVE``: neighbours are joined.
         """
         edges = _edges(self.top, self.OCTAVES, per_octave)
-        step = self.PER_OCTAVE // per_octave
-        starts = np.arange(0, self._SIZE, step)
-        parts: list[tuple[ArrayLike, ArrayLike, ArrayLike]] = []
-        if self.counts[0].any():
-            counts = self.counts[0] if step == 1 else np.add.reduceat(self.counts[0], starts)
-            held = np.flatnonzero(counts)[::-1]
-            parts.append((-edges[held + 1], -edges[held], counts[held]))
+        (negative, fewer), (positive, more) = (
+            _held(side, self.PER_OCTAVE // per_octave) for side in self.counts
+        )
         least = edges[0]
         middle = (-least, 0.0, self.small[0]), (0.0, 0.0, self.zeros), (0.0, least, self.small[1])
-        parts += [([left], [right], [count]) for left, right, count in middle if count]
-        if self.counts[1].any():
-            counts = self.counts[1] if step == 1 else np.add.reduceat(self.counts[1], starts)
-            held = np.flatnonzero(counts)
-            parts.append((edges[held], edges[held + 1], counts[held]))
-        columns = zip(*parts, strict=True) if parts else ([], [], [])
+        parts: list[tuple[ArrayLike, ArrayLike, ArrayLike]] = [
+            (-edges[negative + 1][::-1], -edges[negative][::-1], fewer[::-1]),
+            *(([left], [right], [count]) for left, right, count in middle if count),
+            (edges[positive], edges[positive + 1], more),
+        ]
         left, right, count = (
-            np.concatenate([np.zeros(0), *(np.asarray(part, np.float64) for part in column)])
-            for column in columns
+            np.concatenate([np.asarray(part, np.float64) for part in column])
+            for column in zip(*parts, strict=True)
         )
         return Bins(left, right, count)
 
@@ -149,22 +152,28 @@ class Histogram:
             Negative and positive values by magnitude, float64 of shape ``(2, number + 1)``.
         """
         places = _even_places(self.top, self.OCTAVES, self.PER_OCTAVE, width, number)
-        counted = [np.bincount(places, side, number + 1) for side in self.counts]
-        counted[0][0] += self.small[0]
-        counted[1][0] += self.small[1]
-        return np.array(counted)
+        found = np.zeros((2, number + 1))
+        for side in np.flatnonzero(self.counts.any(axis=1)):
+            found[side] = np.bincount(places, self.counts[side], number + 1)
+        found[:, 0] += self.small
+        return found
 
     @property
     def _base(self) -> int:
         """Sign-less bits, without the last 13, of the lowest bin that is kept apart."""
         return (self.top - self.OCTAVES + 1) * self.PER_OCTAVE
 
+    @property
+    def _counted(self) -> bool:
+        """Whether it has counts of its own."""
+        return self.counts is not self._NONE
+
     def _raise_top(self, top: int) -> None:
         """Keep the octaves below a higher one: the lowest join what is small."""
         octaves = min(top - self.top, self.OCTAVES)
         if octaves <= 0:
             return
-        if not self.counts.any():
+        if not self._counted or not self.counts.any():
             self.top = top
             return
         gone = octaves * self.PER_OCTAVE
@@ -172,6 +181,13 @@ class Histogram:
         lifted[:, : self._SIZE - gone] = self.counts[:, gone:]
         self.small = self.small + self.counts[:, :gone].sum(axis=1)
         self.counts, self.top = lifted, top
+
+
+def _held(counts: NDArray[np.int64], step: int) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """Which bins of one side hold something, and how much, so many neighbours joined."""
+    joined = reduce(np.add, (counts[place::step] for place in range(step)))
+    held = np.flatnonzero(joined != 0)  # faster than of integers
+    return held, joined[held]
 
 
 @lru_cache(maxsize=64)

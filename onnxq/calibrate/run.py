@@ -100,7 +100,7 @@ def calibrate(
 ) -> Calibration:
     """Show every tapped tensor of every sample to an observer of its own.
 
-    Memory holds one run of the session and two observers per tensor, whatever the number of
+    Memory holds one run of the session and three observers per tensor, whatever the number of
     samples. Portions and the order in which results are folded in do not depend on the
     workers nor on the size of batches, so that neither does the outcome.
 

@@ -213,6 +213,17 @@ def test_merged_histograms_do_not_share_what_they_count_later():
     assert state(other) == before
 
 
+def test_new_histograms_do_not_share_what_they_count_later():
+    """All start with the same counts of nothing."""
+    one, other, third = Histogram(), Histogram(), Histogram()
+    one.merge(other)  # nothing with nothing
+    one.add(np.array([2.0, -2.0], np.float32))
+    third.merge(one)
+    third.merge(one)
+    assert (one.total, other.total, third.total, Histogram().total) == (2, 0, 4, 0)
+    assert other.bins().count.size == 0
+
+
 def test_large_arrays_are_counted_in_pieces_of_which_nothing_is_lost():
     values = np.random.default_rng(4).normal(size=2**17 * 2 + 5).astype(np.float32)
     assert state(counted(values)) == state(counted(*np.array_split(values, 7)))
