@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -42,11 +42,13 @@ from sweep import (
 import onnxq
 from onnxq import Job
 from onnxq.errors import OnnxqError, SelfCheckError
-from onnxq.plan import find_recipe
+from onnxq.plan import find_recipe, needed_opset
+from onnxq.runtime import prepare
 
 OWN = Path(__file__).parents[1] / "models"
 # Precision, form, and what its files may weigh where nearly all bytes are weights.
-VARIANTS = (
+Variant = tuple[str, str, float | None]
+VARIANTS: tuple[Variant, ...] = (
     ("int8", "qdq", 0.30),
     ("int8", "qoperator", 0.30),
     ("int16", "qdq", None),
@@ -82,9 +84,12 @@ class Row:
 
 
 def stored_share(result: onnxq.Result, source: Path) -> float:
-    """Bytes of the float weights that are stored in the precision, per byte of the source."""
+    """Bytes of the float weights that are stored in the precision, per byte of the source.
+
+    Plans are about the prepared model, in which weights are folded, and lifted out of bodies.
+    """
     planned = {n.name for n in result.plan.nodes if n.precision != "float"}
-    view = onnxq.load(source).view()
+    view = prepare(onnxq.load(source), opset=needed_opset(result.receipt.recipe)).view()
     names = {*result.plan.tensors, *result.plan.blocks}
     if any(n.precision == "fp16" for n in result.plan.nodes):
         names |= {t for node in view.nodes if node.name in planned for t in node.inputs}
@@ -120,8 +125,10 @@ def measure(model: Path, job: Job, module: ModuleType | None, folder: Path) -> d
     }
 
 
-def rows_of(model: Path, module: ModuleType | None, seconds: float) -> Iterator[Row]:
-    """All variants of a model."""
+def rows_of(
+    model: Path, module: ModuleType | None, variants: Sequence[Variant], seconds: float
+) -> Iterator[Row]:
+    """Variants of a model."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if module is not None:
@@ -131,7 +138,7 @@ def rows_of(model: Path, module: ModuleType | None, seconds: float) -> Iterator[
             )
         else:
             job = onnxq.make_job(model, find_recipe(model))
-        for precision, form, _ in VARIANTS:
+        for precision, form, _ in variants:
             verify = with_fields(job.recipe.verify, seconds=seconds)
             asked = with_fields(job.recipe, precision=precision, format=form, verify=verify)
             one = replace(job, recipe=asked)
@@ -176,9 +183,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="how long to measure latency")
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
-    global VARIANTS  # noqa: PLW0603
-    if args.precision:
-        VARIANTS = tuple(v for v in VARIANTS if v[0] in args.precision)
+    variants = [v for v in VARIANTS if not args.precision or v[0] in args.precision]
     modules = score_modules(args.scores) if args.scores else {}
     line = "| {} |".format if args.markdown else "{}".format
     join = " | " if args.markdown else " "
@@ -191,7 +196,7 @@ def main() -> int:
             continue
         if ".int8" in model.name:
             continue
-        for row in rows_of(model, modules.get(model.stem), args.seconds):
+        for row in rows_of(model, modules.get(model.stem), variants, args.seconds):
             failed |= row.outcome.startswith("CRASHED") or too_large(row)
             text = (f"{c:{w}}" for c, w in zip(cells(row), WIDTHS, strict=True))
             print(line(join.join(text)), flush=True)

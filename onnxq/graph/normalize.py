@@ -216,7 +216,8 @@ def _forget_sequences(graph: ir.Graph) -> None:
 def forget_inferred(model: Model, source: Model) -> Model:
     """Drop the types and shapes of inner tensors that ``source`` did not record.
 
-    Every reader can infer them again; in small models they make a tenth of the file.
+    Every reader can infer them again; in small models they make a tenth of the file. Initializers
+    tell their own, and need no second record of it.
     """
     model = model.copy()
     recorded = {
@@ -227,10 +228,10 @@ def forget_inferred(model: Model, source: Model) -> Model:
         if value.type is not None
     }
     for graph in model.ir.graphs():
-        for node in graph:
-            for value in node.outputs:
-                if value.name not in recorded and not value.is_graph_output():
-                    value.type = value.shape = None
+        made = [value for node in graph for value in node.outputs if value.name not in recorded]
+        for value in (*made, *graph.initializers.values()):
+            if not value.is_graph_output() and not value.is_graph_input():
+                value.type = value.shape = None
     return model
 
 

@@ -15,16 +15,6 @@ def float_patterns(view: GraphView) -> dict[str, str]:
     return found
 
 
-def _silu(view: GraphView, sigmoid: NodeView) -> dict[str, str]:
-    """``x * sigmoid(x)``: ONNX Runtime runs the float pair as one QuickGelu kernel."""
-    for use in view.uses(sigmoid.outputs[0]):
-        consumer = view.by_name[use.node]
-        if consumer.op == "Mul" and sigmoid.inputs[0] in consumer.inputs:
-            name = "SiLU (x * sigmoid(x)), which runs fastest as one float kernel"
-            return {sigmoid.name: name, consumer.name: name}
-    return {}
-
-
 def _gelu(view: GraphView, middle: NodeView) -> dict[str, str]:
     """``x/2 * (1 + erf(x/sqrt(2)))``, and the same with tanh of a cubic polynomial.
 
@@ -99,4 +89,4 @@ def _layer_norm(view: GraphView, root: NodeView) -> dict[str, str]:
     return found
 
 
-_MATCHERS = {"Sigmoid": _silu, "Erf": _gelu, "Tanh": _gelu, "Sqrt": _layer_norm}
+_MATCHERS = {"Erf": _gelu, "Tanh": _gelu, "Sqrt": _layer_norm}

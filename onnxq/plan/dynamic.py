@@ -20,12 +20,19 @@ LEAST_ROW = 16
 Verdict = tuple[str, str] | None
 
 
+def lacks_dynamic_kernel(node: NodeInfo) -> bool:
+    """True for what computes in float wherever its weights are stored as integers.
+
+    That is GRU and RNN, which have no integer kernel, and the bodies of If, Loop and Scan.
+    """
+    return node.op in ("GRU", "RNN") or any(stored.port < 0 for stored in node.stored)
+
+
 def refuse_dynamic(view: GraphView, node: NodeInfo) -> Reason | None:
     """Why a node does not compute dynamically; None when it does.
 
-    Layers of MatMul, Gemm, LSTM and Attention quantize what they read while they run. Tables of
-    embeddings are looked up as int8, and GRU and RNN, which have no such kernel, and the bodies of
-    If, Loop and Scan compute in float with weights that are stored as int8.
+    Layers of MatMul, Gemm, LSTM and Attention quantize what they read while they run, and tables
+    of embeddings are looked up as int8.
 
     Args:
         view: The prepared graph.
@@ -38,10 +45,11 @@ def refuse_dynamic(view: GraphView, node: NodeInfo) -> Reason | None:
 def _refuse(view: GraphView, node: NodeInfo) -> Verdict:
     if node.op in _FLOAT_ONLY:
         return "no-dynamic-kernel", f"{node.op} stays float: {_FLOAT_ONLY[node.op]}"
-    in_bodies = any(stored.port < 0 for stored in node.stored)
-    if node.op not in _RULES and not in_bodies:
+    if lacks_dynamic_kernel(node):
+        return "no-dynamic-kernel", f"{node.op} stays float: int8-weights stores its weights"
+    if node.op not in _RULES:
         return "no-dynamic-kernel", f"{node.op} has no weight that onnxq quantizes dynamically"
-    if not in_bodies and (verdict := _RULES[node.op](view, view.by_name[node.name])):
+    if verdict := _RULES[node.op](view, view.by_name[node.name]):
         return verdict
     constants = [view.constant(stored.tensor) for stored in node.stored]
     least = LEAST_LSTM_WEIGHTS if node.op == "LSTM" else LEAST_WEIGHTS
@@ -109,10 +117,6 @@ def _embedding(_view: GraphView, node: NodeView) -> Verdict:
     return None
 
 
-def _any(_view: GraphView, _node: NodeView) -> Verdict:
-    return None
-
-
 _ATTENTION_INPUTS = {5: "attention_bias", 6: "past_sequence_length"}
 _ATTENTION_ATTRIBUTES = ("do_rotary", "past_present_share_buffer", "qkv_hidden_sizes")
 # ONNX Runtime 1.31, CPU provider, one thread: ConvInteger took 1.2 to 20 times as long as the float
@@ -126,8 +130,6 @@ _RULES: dict[str, Callable[[GraphView, NodeView], Verdict]] = {
     "MatMul": _matmul,
     "Gemm": _gemm,
     "LSTM": _lstm,
-    "GRU": _any,
-    "RNN": _any,
     "Gather": _gather,
     "com.microsoft::Attention": _attention,
     "com.microsoft::EmbedLayerNormalization": _embedding,

@@ -60,7 +60,7 @@ def layer_settings(census: Census, recipe: Recipe) -> dict[str, LayerSettings]:
 
     Raises:
         UsageError: A pattern matches no node, two want different things of one node, or a setting
-            means nothing to the precision of any node that it is said of.
+            means nothing to the precision, or to the weights, of any node that it is said of.
     """
     usual = LayerSettings(
         recipe.usual,
@@ -84,18 +84,23 @@ def layer_settings(census: Census, recipe: Recipe) -> dict[str, LayerSettings]:
     found = {node.name: _settled(usual, node, said.get(node.name, {})) for node in census.nodes}
     for rule, label, names in rules:
         _check_meaning(rule, label, {found[name].precision for name in names})
-        if any(getattr(rule, key) is not None for key in _OF_WEIGHTS) and not any(
-            node.stored for node in census.nodes if node.name in set(names)
-        ):
-            raise UsageError(
-                f"{label} is about how weights are stored, and its nodes have none",
-                "name nodes with weights, or leave the setting out",
-            )
+        _check_weights(rule, label, [node for node in census.nodes if node.name in set(names)])
     return found
 
 
-# Settings that nodes without weights cannot have.
+def pinned(census: Census, recipe: Recipe) -> frozenset[str]:
+    """The nodes whose precision the recipe itself says: no search may change it.
+
+    Raises:
+        UsageError: A pattern matches no node.
+    """
+    rules = (rule for rule, _ in _rules(recipe) if rule.wanted(recipe.usual) is not None)
+    return frozenset(name for rule in rules for name in _matches(rule, census))
+
+
+# Settings that nodes without weights cannot have, and those of weights in blocks.
 _OF_WEIGHTS = ("per_channel", "block_size", "symmetric", "method")
+_OF_BLOCKS = ("block_size", "symmetric", "method")
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,24 @@ def _check_meaning(rule: LayerRule, label: str, precisions: Collection[Precision
                 f"{' and '.join(sorted(precisions))}",
                 f"it is about {', '.join(meant)}: give them such a precision, or leave it out",
             )
+
+
+def _check_weights(rule: LayerRule, label: str, nodes: Collection[NodeInfo]) -> None:
+    """Refuse settings of weights where there are none, or none that can lie in blocks."""
+    said = [key for key in _OF_WEIGHTS if getattr(rule, key) is not None]
+    stored = [one for node in nodes for one in node.stored]
+    if said and not stored:
+        raise UsageError(
+            f"{label} is about how weights are stored, and its nodes have none",
+            "name nodes with weights, or leave the setting out",
+        )
+    of_blocks = [key for key in said if key in _OF_BLOCKS]
+    if of_blocks and all(one.summed is None for one in stored):
+        raise UsageError(
+            f"{of_blocks[0]} means nothing to the nodes of {label}: weights of "
+            f"{' and '.join(sorted({one.op for one in stored}))} are not stored in blocks",
+            "name a MatMul, Gemm, Gather or recurrent layer, or leave the setting out",
+        )
 
 
 def _matches(rule: LayerRule, census: Census) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 from onnxq.errors import SelfCheckError
 from onnxq.graph import Editor, GraphView, Model, NodeView
 from onnxq.graph.view import unused
-from onnxq.rewrite.at_load import FLOAT, is_plain, scale_at_load
+from onnxq.rewrite.at_load import FLOAT, is_plain
 from onnxq.types import Array
 
 MICROSOFT = "com.microsoft"
@@ -31,9 +31,7 @@ def lower_dynamic(model: Model, nodes: Collection[str]) -> Model:
       EmbedLayerNormalization: QEmbedLayerNormalization.
     * Gather: the rows are gathered as integers, and only they are scaled.
 
-    Others, such as GRU, have no such form: they compute in float, and their weights are scaled when
-    the model is loaded. The main operator has the node's name, and what it computes in the end has
-    the tensor's name.
+    The main operator has the node's name, and what it computes in the end has the tensor's name.
 
     Args:
         model: A model as ``to_qdq`` writes it: weights behind DequantizeLinear, int8 and symmetric.
@@ -45,7 +43,7 @@ def lower_dynamic(model: Model, nodes: Collection[str]) -> Model:
     Raises:
         SelfCheckError: The weight of a node is not stored as symmetric int8.
     """
-    return scale_at_load(_Lowering(model).run(nodes), nodes)
+    return _Lowering(model).run(nodes)
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ class _Lowering:
         return (
             self._transposed(weight.integers, (0, 2, 1)),
             self._made(f"{weight.scale}_by_direction", scale),
-            self._made(f"{weight.zero_point}_by_direction", np.zeros(scale.shape, np.int8)),
+            self._made(f"{weight.zero_point}_x{directions}", np.zeros(scale.shape, np.int8)),
         )
 
     def _gather(self, node: NodeView) -> None:

@@ -1,8 +1,10 @@
 """``to_qdq``: a plan becomes QuantizeLinear/DequantizeLinear pairs in the graph.
 
 Every name that is added starts with the tensor that it serves: ``x_quantized``,
-``x_dequantized``, ``x_scale``, ``x_zero_point``; for a bias, which depends on its node, with the
-bias and the node. Where that name is taken already, underscores follow.
+``x_dequantized``, ``x_scale``; for a bias that several nodes read, and that is stored for each of
+them, with the bias and the node. Equal zero points are one constant, named after what it holds:
+``zero_point_uint8_128``, or ``zero_point_int8_0_x64`` for 64 channels. Where a name is taken
+already, underscores follow.
 """
 
 from __future__ import annotations
@@ -151,11 +153,13 @@ class _Writer:
 
     def _quantize_bias(self, node: NodeView, port: int) -> None:
         """int32, with the scale of the products that it is added to: ``s_x * s_w``."""
+        bias = node.inputs[port]
         x, w = (self._plan.tensors[node.inputs[p]] for p in (0, 1))
         scale = np.float32(x.scale[0]) * np.array(w.scale, np.float32)
-        axis = None if w.axis is None else len(self._view.shape(node.inputs[port]) or ()) - 1
+        axis = None if w.axis is None else len(self._view.shape(bias) or ()) - 1
         params = QParams(QType.INT32, tuple(float(s) for s in scale), (0,) * len(scale), axis=axis)
-        made = self._constant((node.inputs[port], "of", node.name), params)
+        alone = len(self._view.uses(bias)) == 1
+        made = self._constant((bias,) if alone else (bias, "of", node.name), params)
         self.editor.redirect(node.name, port, made)
 
     def _dequantize(self, subject: Subject, stored: str, made: str, params: QParams) -> None:
@@ -175,8 +179,16 @@ class _Writer:
         made = [self.editor.add_constant(self._name(subject, "scale"), np.asarray(scale))]
         if params.qtype is not QType.INT32:
             stored = np.asarray(zero, params.qtype.dtype)
-            made.append(self.editor.add_constant(self._name(subject, "zero_point"), stored))
+            made.append(self.editor.add_constant(self._zero_point_name(subject, params), stored))
         return made
+
+    def _zero_point_name(self, subject: Subject, params: QParams) -> str:
+        """One name for all zero points of one value, type and number of channels."""
+        value, *others = set(params.zero_point)
+        if others:
+            return self._name(subject, "zero_point")
+        channels = "" if params.axis is None else f"_x{len(params.scale)}"
+        return self._name(("zero_point", params.qtype), f"{value}{channels}")
 
     def _name(self, subject: Subject, part: str) -> str:
         """The name of one part of what serves a subject: the same one whenever it is asked for."""

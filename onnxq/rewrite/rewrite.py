@@ -9,9 +9,11 @@ from __future__ import annotations
 from onnxq.graph import Model
 from onnxq.plan import QuantPlan
 from onnxq.rewrite.at_load import scale_at_load
+from onnxq.rewrite.bias_scales import multiply_bias_scales
 from onnxq.rewrite.blocks import arrange_weights, lower_blocks
 from onnxq.rewrite.dynamic import lower_dynamic
 from onnxq.rewrite.float16 import to_float16
+from onnxq.rewrite.pad_channels import pad_channels
 from onnxq.rewrite.qdq import to_qdq
 from onnxq.rewrite.qoperator import lower_qoperator
 from onnxq.targets import get_target
@@ -32,13 +34,17 @@ def rewrite(model: Model, plan: QuantPlan, form: Form = Form.QDQ) -> Model:
     Raises:
         SelfCheckError: The result differs from ``model`` in more than the quantization.
     """
-    made = to_qdq(model, plan)
+    made, target = to_qdq(model, plan), get_target(plan.target)
+    if target.conv_channels > 1:
+        made = pad_channels(made, set(plan.named(Precision.INT8)), target.conv_channels)
     if dynamic := plan.named(Precision.INT8_DYNAMIC):
         made = lower_dynamic(made, dynamic)
     if form is Form.QOPERATOR:
         made = lower_qoperator(lower_blocks(made))
     made = arrange_weights(made)
-    if get_target(plan.target).scales_at_run and model.fits_one_file:
+    if target.folds_bias_scales:
+        made = multiply_bias_scales(made)
+    if target.scales_at_run and model.fits_one_file:
         made = scale_at_load(made, plan.named(Precision.INT8_WEIGHTS, Precision.INT4_WEIGHTS))
     if half := plan.named(Precision.FP16):
         made = to_float16(made, half)

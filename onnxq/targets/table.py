@@ -44,6 +44,8 @@ _X86 = Target(
     name="cpu-x86",
     provider="CPUExecutionProvider",
     operators=_CPU_OPERATORS,
+    folds_bias_scales=True,
+    conv_channels=4,
     requantizes_float_layers=True,
     scales_at_run=True,
     source="ONNX Runtime 1.31 CPU provider on AVX-512 VNNI, measured",
@@ -108,6 +110,7 @@ TARGETS: dict[str, Target] = {
         with_fields(
             _X86,
             name="cpu-arm",
+            conv_channels=1,  # not measured there
             activation=QType.INT8,
             activation16=QType.INT16,
             source="as cpu-x86; ONNX Runtime fuses int8 activations as they are on Arm only "

@@ -60,6 +60,10 @@ class Target(msgspec.Struct, frozen=True):
             products of uint8 and int8 are added in pairs in saturating 16 bits.
         per_channel_weights: Whether a weight may have a scale per output channel.
         integer_bias: Whether biases are int32 with the scale ``s_x * s_w``; else they stay float.
+        conv_channels: A Conv on integers runs fastest when it reads a multiple of so many channels;
+            1 where that makes no difference.
+        folds_bias_scales: The provider's runtime folds constants before it looks for what fuses, so
+            that the scales of an int32 bias may be written as the product that they are.
         pairs: Where the pairs of activations stand.
         requantizes_float_layers: The provider quantizes the weights of a float Conv or Gemm
             by itself when its input comes from a DequantizeLinear with one scale.
@@ -80,6 +84,8 @@ class Target(msgspec.Struct, frozen=True):
     weight_headroom: float = 1.0
     per_channel_weights: bool = True
     integer_bias: bool = True
+    folds_bias_scales: bool = False
+    conv_channels: int = 1
     pairs: Pairs = Pairs.AROUND
     requantizes_float_layers: bool = False
     scales_at_run: bool = False

@@ -88,7 +88,11 @@ REFUSED = {
         "else_branch = b () => (float q) { q = Neg (x) }>",
         "",
     ),
-    "fused-float": (X, "[it] s = Sigmoid (x) y = Mul (x, s)", ""),
+    "fused-float": (
+        X,
+        "d = Div (x, c) e = Erf (d) [it] a = Add (e, c) m = Mul (x, a) y = Mul (m, c)",
+        "float c = {1}",
+    ),
     "no-int8-kernel": (X, "[it] y = Tanh (x)", ""),
     "no-int8-kernel of an interpolation": (
         X, '[it] y = Resize <mode = "linear"> (x, , s)', "float[4] s = {1, 1, 2, 2}",
@@ -270,8 +274,6 @@ CONSTANTS = "float c1 = {1}, float c05 = {0.5}, float root = {1.41421}, float c3
 CONSTANTS += "float k = {0.044715}, float r = {0.79788}, float eps = {0.00001}, "
 CONSTANTS += "float[4] gain = {1, 2, 3, 4}, float[4] shift = {1, 2, 3, 4}"
 PATTERNS = {
-    "silu": ("[sigmoid] s = Sigmoid (x) [mul] y = Mul (x, s)", "sigmoid mul"),
-    "silu, swapped": ("[sigmoid] s = Sigmoid (x) [mul] y = Mul (s, x)", "sigmoid mul"),
     "erf gelu": (ERF_GELU, "one scale half"),
     "erf gelu, half first": (
         """[half] h = Mul (x, c05) d = Div (x, root) e = Erf (d) [one] a = Add (e, c1)

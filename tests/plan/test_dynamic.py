@@ -7,9 +7,10 @@ import onnx_ir as ir
 import pytest
 
 from onnxq.ops import classify
-from onnxq.plan import Recipe, make_plan
+from onnxq.plan import Recipe, WeightSettings, make_plan
+from onnxq.plan.dynamic import refuse_dynamic
 from onnxq.targets import get_target
-from onnxq.types import Precision
+from onnxq.types import Precision, QType
 
 TARGET = get_target("cpu-x86")
 HEAD = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>'
@@ -54,11 +55,6 @@ DYNAMIC = {
     "gemm with a bias of the run": (f"{X}, float[64] b", "[it] y = Gemm (x, w, b)", W),
     "gemm, transposed": (X, "[it] y = Gemm <transB = 1> (x, w)", W),
     "lstm": (SEQUENCE, "[it] y = LSTM <hidden_size = 64> (x, w, r)", LSTM),
-    "gru": (SEQUENCE, "[it] y = GRU <hidden_size = 64> (x, w, r)", GRU),
-    "rnn": (
-        SEQUENCE, "[it] y = RNN <hidden_size = 64> (x, w, r)",
-        "float[1,64,16] w = seeded, float[1,64,64] r = seeded",
-    ),
     "gather": ("int64[N] i", "[it] y = Gather (w, i)", W),
     "attention": (
         "float[2,6,64] x", "[it] y = com.microsoft.Attention <num_heads = 4> (x, w, b)", QKV,
@@ -74,6 +70,38 @@ DYNAMIC = {
 def test_layer_computes_dynamically(plan, name) -> None:
     node = node_of(plan(*DYNAMIC[name]))
     assert (node.precision, node.reason) == (Precision.INT8_DYNAMIC, None)
+
+
+STORED = {
+    "gru": (SEQUENCE, "[it] y = GRU <hidden_size = 64> (x, w, r)", GRU),
+    "rnn": (
+        SEQUENCE, "[it] y = RNN <hidden_size = 64> (x, w, r)",
+        "float[1,64,16] w = seeded, float[1,64,64] r = seeded",
+    ),
+    "bodies": (
+        f"{X}, bool c",
+        "[it] y = If (c) <then_branch = t () => (float p) { p = MatMul (x, w) },"
+        " else_branch = e () => (float q) { q = Neg (x) }>", W,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_layer_without_a_kernel_says_that_it_computes_in_float(plan, name) -> None:
+    """With the very scales that a dynamic layer would have, whatever is said of blocks."""
+    made = plan(*STORED[name], weights=WeightSettings(block_size=32))
+    node = node_of(made)
+    assert (node.precision, node.reason) == (Precision.INT8_WEIGHTS, None)
+    assert made.blocks == {}
+    assert {params.qtype for params in made.tensors.values()} == {QType.INT8}
+
+
+def test_choice_of_a_kernel_that_there_is_not_is_refused(build) -> None:
+    model = build(
+        f"g ({SEQUENCE}) => (float y) <{GRU}> {{ [it] y = GRU <hidden_size = 64> (x, w, r) }}"
+    )
+    (info,) = classify(model.view(), TARGET).nodes
+    assert refuse_dynamic(model.view(), info).code == "no-dynamic-kernel"
 
 
 REFUSED = {
@@ -165,7 +193,6 @@ def test_weight_that_is_not_finite_stays(build, value) -> None:
         ("batched weight", {"w": None}),
         ("gemm, transposed", {"w": 0}),
         ("lstm", {"w": 1, "r": 1}),
-        ("gru", {"w": 1, "r": 1}),
         ("gather", {"w": 0}),
         ("attention", {"w": 1}),
         ("embedding", dict.fromkeys("wpsgb")),

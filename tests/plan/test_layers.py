@@ -275,6 +275,21 @@ def test_setting_without_any_effect_is_an_error(census, precision, said, told) -
     assert told in str(error.value)
 
 
+@pytest.mark.parametrize("said", [{"block_size": 32}, {"method": "hqq"}, {"symmetric": False}])
+def test_blocks_of_a_convolution_are_an_error(census, said) -> None:
+    """It sums along three axes; beside a layer with blocks, in one pattern, it is left out."""
+    recipe = Recipe(precision="int4-weights", layers=(rule(op="Conv", **said),))
+    with pytest.raises(UsageError) as error:
+        layer_settings(census, recipe)
+    (key,) = said
+    assert str(error.value) == (
+        f"{key} means nothing to the nodes of op 'Conv': weights of Conv are not stored in blocks; "
+        "name a MatMul, Gemm, Gather or recurrent layer, or leave the setting out"
+    )
+    all_layers = rule(regex="conv_1|head", **said)
+    layer_settings(census, msgspec.structs.replace(recipe, layers=(all_layers,)))
+
+
 # --- how ranges are read ----------------------------------------------------------------------
 
 

@@ -178,7 +178,7 @@ def test_static_and_dynamic_leave_what_bodies_compute_float(build, quantize) -> 
     assert static.reasons()["choose"] == "control-flow"
     assert "w" in static.model.view().by_name["choose"].captures
     dynamic = quantize(source, Recipe(precision="int8-dynamic"))
-    assert dynamic.plan.precision()["choose"] is Precision.INT8_DYNAMIC
+    assert dynamic.plan.precision()["choose"] is Precision.INT8_WEIGHTS
     assert inner_operators(dynamic.model) == inner_operators(source)
 
 
@@ -215,7 +215,7 @@ REFUSED = {
     ("int8-weights", "MatMul (x, x)", "no-weight"),
     ("int8-dynamic", "MatMul (x, x)", "no-dynamic-kernel"),
     ("int8-weights", "MatMul (x, small)", "small-weight"),
-    ("int8-dynamic", "MatMul (x, middle)", "small-weight"),
+    ("int8-dynamic", "MatMul (x, small)", "small-weight"),
     ("int4-weights", "com.microsoft.Attention <num_heads = 2> (x, w, b)", "no-int4"),
     ("int8", "MatMul (x, middle)", "control-flow"),
     ("fp16", "MatMul (x, middle)", "control-flow"),

@@ -14,6 +14,7 @@ from onnxq.graph import load
 from onnxq.numerics import sqnr_db
 from onnxq.ops import classify
 from onnxq.plan import Recipe, make_plan
+from onnxq.rewrite import rewrite
 from onnxq.rewrite.dynamic import lower_dynamic
 from onnxq.rewrite.qdq import to_qdq
 from onnxq.runtime import Session, default_target
@@ -283,12 +284,26 @@ def test_directions_keep_their_order(build) -> None:
     assert sqnr_db(wanted[:, 0], found[:, 0]) > SEVERAL_LAYERS_DB
 
 
+def test_layers_of_one_and_of_two_directions_in_one_model(build) -> None:
+    """Zero points of equal layers are one constant; those of other shapes are another."""
+    model = build("""g (float[S,B,24] x) => (float h, float k)
+        <float[2,256,24] w = seeded, float[2,256,64] r = seeded,
+         float[1,256,24] v = seeded, float[1,256,64] s = seeded> {
+            [two] , h = LSTM <hidden_size = 64, direction = "bidirectional"> (x, w, r)
+            [one] , k = LSTM <hidden_size = 64> (x, v, s) }""")
+    made = dynamic(model)
+    assert [node.op for node in made.view().nodes] == ["DynamicQuantizeLSTM"] * 2
+    feed = {"x": FEED["x"]}
+    wanted, found = Session(model).run(feed), Session(made).run(feed)
+    assert min(sqnr_db(wanted[name], found[name]) for name in "hk") > SEVERAL_LAYERS_DB
+
+
 @pytest.mark.parametrize(("op", "gates"), [("GRU", 3), ("RNN", 1)])
 @pytest.mark.parametrize("directions", [1, 2])
 def test_layer_without_a_kernel_computes_in_float(build, tmp_path, op, gates, directions) -> None:
     """Rounded weights are all that differs, and nothing runs beside the layer."""
     model = build(recurrent(op, gates, directions, ", b, steps, h0"))
-    made = dynamic(model)
+    made = rewrite(model, planned(model))
     assert kernels(made, tmp_path) == {"it": op}
     assert float_values(made) < float_values(model) / 4
     feed = feed_of(directions)

@@ -389,3 +389,17 @@ def test_source_is_not_touched(build) -> None:
 def test_no_nodes_change_nothing(build) -> None:
     source = build(CHAIN)
     assert serialize(to_float16(source, [])) == serialize(source)
+
+
+def test_small_constants_round_as_float16_does(build) -> None:
+    """Subnormal float32 and all under half the least float16 (2^-25) become 0, and no other."""
+    least = 2.0**-24
+    values = [1e-45, 1e-39, 0.49 * least, -0.49 * least, 0.51 * least, least, 6e-5, 1.0]
+    source = build(f"""g (float[{len(values)}] x) => (float[{len(values)}] y)
+        <float[{len(values)}] w = {{{", ".join(map(str, values))}}}> {{ y = Mul (x, w) }}""")
+    found = to_float16(source, all_nodes(source)).view().constant("w_float16")
+    assert found is not None
+    assert (found == 0).tolist() == [True] * 4 + [False] * 4
+    given = source.view().constant("w")
+    # half the least float16 below 2^-14, and 2^-11 of the value above
+    assert np.all(np.abs(found.astype(np.float64) - given) <= np.maximum(least / 2, given / 2048))

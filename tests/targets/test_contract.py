@@ -13,6 +13,7 @@ directml       uint8           int8, per tensor     int32, ``s_x s_w``   around 
 tensorrt       int8, zero 0    int8, per channel    float32              before   any
 =============  ==============  ===================  ===================  =======  ==============
 
+Where the provider folds constants first (on a CPU), ``s_x s_w`` may be written as a Mul of both.
 Of every target: opset 13 at least; activations have one scale; weights are symmetric with zero
 point 0 and an ``axis`` of output channels; every activation that an int8 layer reads comes from a
 DequantizeLinear. *Around*: a sum has pairs on both sides; a Relu or Clip that vanishes into a range
@@ -46,14 +47,15 @@ class Contract:
     largest_weight: int = 127
     per_channel: bool = True
     integer_bias: bool = True
+    folds_scales: bool = False
     before: bool = False
     quantized_outputs: tuple[str, ...] = ("Conv",)
 
 
 CONTRACTS = {
-    "cpu-x86": Contract("uint8"),
-    "cpu-x86-avx2": Contract("uint8", largest_weight=64),
-    "cpu-arm": Contract("int8"),
+    "cpu-x86": Contract("uint8", folds_scales=True),
+    "cpu-x86-avx2": Contract("uint8", largest_weight=64, folds_scales=True),
+    "cpu-arm": Contract("int8", folds_scales=True),
     "openvino": Contract("uint8", integer_bias=False, quantized_outputs=()),
     "directml": Contract("uint8", per_channel=False),
     "tensorrt": Contract(
@@ -142,8 +144,14 @@ class _Walk:
         if maker is None or self._constants[maker.input[0]].dtype != np.int32:
             yield f"bias: {node.name}"
             return
-        x, w = (self._constants[self._makers[t].input[1]] for t in node.input[:2])
-        if not np.array_equal(self._constants[maker.input[1]], np.float32(x) * w):
+        scales = [self._makers[t].input[1] for t in node.input[:2]]
+        x, w = (self._constants[t] for t in scales)
+        product = self._makers.get(maker.input[1])
+        if product is not None:
+            factors = (product.op_type, *product.input)
+            if not self._contract.folds_scales or factors != ("Mul", *scales):
+                yield f"bias scale: {node.name}"
+        elif not np.array_equal(self._constants[maker.input[1]], np.float32(x) * w):
             yield f"bias scale: {node.name}"
 
     def _sum(self, node: onnx.NodeProto) -> Iterator[str]:

@@ -1,0 +1,88 @@
+"""Scales of biases are made out of two others when a model is loaded, and are the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from msgspec.structs import replace as with_fields
+
+from onnxq.graph import Editor, Model, encoded_size
+from onnxq.rewrite import rewrite
+from onnxq.rewrite.bias_scales import LEAST_SCALES, multiply_bias_scales
+from onnxq.rewrite.qdq import to_qdq
+from onnxq.runtime import Session
+
+NET = f"""g (float[1,2,5,5] x) => (float[1,{LEAST_SCALES},3,3] y)
+<float[{LEAST_SCALES},2,3,3] w = seeded, float[{LEAST_SCALES}] b = seeded>
+{{ [conv] y = Conv (x, w, b) }}"""
+X = np.random.RandomState(0).standard_normal((1, 2, 5, 5)).astype(np.float32)
+
+
+@pytest.fixture
+def paired(build, quantize) -> Callable[[str], Model]:
+    """A net with its pairs, and the scales of its biases as constants."""
+
+    def run(text: str) -> Model:
+        made = quantize(build(text))
+        return to_qdq(made.source, made.plan)
+
+    return run
+
+
+def operators(model: Model) -> list[str]:
+    return [node.op for node in model.view().nodes]
+
+
+@pytest.mark.parametrize("level", ["none", "all"])
+def test_outputs_are_the_same_to_the_last_bit(paired, level) -> None:
+    model = paired(NET)
+    less = multiply_bias_scales(model)
+    assert operators(less).count("Mul") == operators(model).count("Mul") + 1
+    assert less.view().constant("b_scale") is None
+    wanted, found = (Session(one, level=level).run({"x": X}) for one in (model, less))
+    np.testing.assert_array_equal(found["y"], wanted["y"])
+
+
+def test_layer_still_runs_as_int8(paired, executed) -> None:
+    model = paired(NET)
+    found = executed(multiply_bias_scales(model))
+    assert found == executed(model)
+    assert found["QLinearConv"] == 1
+
+
+def test_file_gets_smaller(paired) -> None:
+    """Even with no more scales than it takes."""
+    model = paired(NET)
+    assert encoded_size(multiply_bias_scales(model)) < encoded_size(model)
+
+
+def test_few_scales_stay(paired) -> None:
+    model = paired(NET.replace(str(LEAST_SCALES), str(LEAST_SCALES - 1)))
+    assert operators(multiply_bias_scales(model)) == operators(model)
+
+
+def test_scales_that_are_no_product_stay(paired) -> None:
+    editor = Editor(paired(NET))
+    scales = paired(NET).view().constant("b_scale")
+    other = editor.add_constant("others", np.nextafter(scales, np.float32(1)))
+    editor.redirect("b_DequantizeLinear", 1, other)
+    model = editor.finish()
+    assert operators(multiply_bias_scales(model)) == operators(model)
+
+
+def test_names_that_are_taken_are_not_taken_again(paired) -> None:
+    text = NET.replace("[conv]", "[b_scale_Mul] b_scale_product = Neg (x) [conv]")
+    model = paired(text.replace("Conv (x", "Conv (b_scale_product"))
+    less = multiply_bias_scales(model)
+    assert operators(less).count("Mul") == 1
+    wanted, found = (Session(one).run({"x": X}) for one in (model, less))
+    np.testing.assert_array_equal(found["y"], wanted["y"])
+
+
+@pytest.mark.parametrize(("target", "count"), [("cpu-x86", 1), ("cpu-arm", 1), ("directml", 0)])
+def test_target_says_whether_its_runtime_folds(build, quantize, target, count) -> None:
+    made = quantize(build(NET))
+    found = rewrite(made.source, with_fields(made.plan, target=target))
+    assert operators(found).count("Mul") == count
