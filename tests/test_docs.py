@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -9,8 +10,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
+import onnxq
 from onnxq.cli.main import COMMANDS, main
+from onnxq.plan import CalibrationSettings, VerifySettings
 from onnxq.plan.recipe import parse_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +29,23 @@ def test_example_runs(script: str, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_stages_by_hand_plan_what_quantize_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Methods of single layers too: the last one's ranges are others than those of all layers."""
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    monkeypatch.chdir(tmp_path)
+    by_hand = runpy.run_path(str(ROOT / "examples/stages.py"))
+    recipe = replace(by_hand["recipe"], target="cpu-x86", verify=VerifySettings(seconds=0))
+    recipe = replace(recipe, calibration=CalibrationSettings(method="mse"))
+    data = {"data": "models/digits_calibration.npz", "test_data": "models/digits_test.npz"}
+    plans = [
+        onnxq.quantize("models/digits_cnn.onnx", **data, recipe=one).plan
+        for one in (recipe, replace(recipe, layers=()))
+    ]
+    assert by_hand["plan"] == plans[0] != plans[1]
 
 
 def test_example_data_function_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

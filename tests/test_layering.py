@@ -30,6 +30,7 @@ FLOORS = (
     "plan",
     "rewrite",
     "verify",
+    "sensitivity",
     "report",
     "api",
     "cli",

@@ -1,5 +1,6 @@
 """The library's front door: ``quantize`` and ``calibrate_model``, and the stages that they run."""
 
+from onnxq.api.bench import bench_models
 from onnxq.api.job import (
     PRESET,
     Job,
@@ -20,12 +21,15 @@ from onnxq.api.ranges import (
     run_calibration,
     save_ranges,
 )
+from onnxq.api.replay import load_receipt, replay
+from onnxq.api.sensitivity import Analysis, analyze_sensitivity, known_precision, run_sensitivity
 from onnxq.api.stages import Draft, draft, usual_precision
 from onnxq.graph import load, save
 from onnxq.plan import load_preset
 
 __all__ = [
     "PRESET",
+    "Analysis",
     "Draft",
     "Job",
     "LayerParameters",
@@ -34,17 +38,23 @@ __all__ = [
     "Progress",
     "Quantizer",
     "Result",
+    "analyze_sensitivity",
+    "bench_models",
     "calibrate_model",
     "draft",
+    "known_precision",
     "load",
     "load_preset",
     "load_ranges",
+    "load_receipt",
     "make_job",
     "merge_ranges",
     "quantize",
     "receipt_path",
+    "replay",
     "run",
     "run_calibration",
+    "run_sensitivity",
     "save",
     "save_ranges",
     "usual_precision",

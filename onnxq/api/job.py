@@ -49,6 +49,8 @@ class Job:
         workers: Who calibrates.
         prepare: Fold, name and raise the opset first; without it the graph stays as it is.
         seed: Draws the calibration samples.
+        cache: A folder to keep in what was measured, so that the same run makes the same plan at
+            once and a killed one goes on; nothing is kept if None.
         progress: Called with (stage, done, total).
     """
 
@@ -63,6 +65,7 @@ class Job:
     workers: Workers = field(default_factory=Workers)
     prepare: bool = True
     seed: int = 0
+    cache: Path | None = None
     progress: Progress | None = None
 
     @property

@@ -9,6 +9,14 @@ from pathlib import Path
 from msgspec.structs import replace as with_fields
 
 from onnxq.api.job import Job, Progress, make_job, with_data, with_test_data
+from onnxq.api.search import (
+    Searched,
+    keeps_limits,
+    searched,
+    searched_nearer,
+    wants_search,
+    with_search,
+)
 from onnxq.api.stages import Draft, draft
 from onnxq.calibrate import Calibration, Workers
 from onnxq.data import Data
@@ -28,11 +36,12 @@ from onnxq.graph import (
     write_bytes,
 )
 from onnxq.ops import Census
-from onnxq.plan import QuantPlan, Recipe
+from onnxq.plan import Budgets, QuantPlan, Recipe
 from onnxq.rewrite import rewrite
 from onnxq.runtime import environment
 from onnxq.types import Form
 from onnxq.verify import (
+    Demands,
     FileFacts,
     MetricChoice,
     Receipt,
@@ -44,6 +53,8 @@ from onnxq.verify import (
 )
 
 RECEIPT_SCHEMA = 1
+# How often a search is told to lose less, until the proof holds.
+RETRIES = 2
 
 
 @dataclass(frozen=True)
@@ -138,18 +149,56 @@ def run(
     source = model if isinstance(model, Model) else load(model)
     path = Path(output) if output is not None else None
     if path is not None:
-        targets = [path, receipt_path(path)]
-        targets += [] if source.fits_one_file else [data_path(path)]
-        for target in targets:
-            check_writable(target, [*files_of(source), *_read_files(job)], force=force)
+        check_targets(path, source, _read_files(job), force=force)
     named = job.metric_from
     metric = load_metric(job.recipe.verify.metric, allow_code=named.allow_code, base=named.base)
     drafted = draft(source, job)
-    made = source if drafted.plan.empty else _rewrite(drafted)
-    receipt = _verify(drafted, made, path, job, metric)
+    if wants_search(job.recipe, drafted):
+        drafted, made, receipt = _search(drafted, path, job, metric)
+    else:
+        made = source if drafted.plan.empty else apply_plan(drafted)
+        receipt = make_receipt(drafted, made, path, job, metric)
     if path is not None:
-        receipt = _write(made, path, receipt, large=not source.fits_one_file)
+        receipt = write_result(made, path, receipt, large=not source.fits_one_file)
     return Result(made, drafted.plan, receipt, path, drafted.census)
+
+
+def _search(
+    drafted: Draft, path: Path | None, job: Job, metric: MetricChoice
+) -> tuple[Draft, Model, Receipt]:
+    """Find a plan, and prove it on samples that the search never saw.
+
+    Where the proof fails, the search is told to lose less; what it measured is remembered.
+    """
+    found = searched(drafted, job, metric)
+    made, receipt = _proved(found, path, job, metric)
+    for _ in range(RETRIES):
+        if keeps_limits(receipt) or not found.within:
+            break
+        found = searched_nearer(found, job)
+        made, receipt = _proved(found, path, job, metric)
+    return found.draft, made, receipt
+
+
+def _proved(
+    found: Searched, path: Path | None, job: Job, metric: MetricChoice
+) -> tuple[Model, Receipt]:
+    """The model of a plan that was found, and its receipt."""
+    made = found.draft.source if found.draft.plan.empty else apply_plan(found.draft)
+    receipt = make_receipt(found.draft, made, path, job, metric)
+    return made, with_search(receipt, found, job.recipe)
+
+
+def check_targets(path: Path, source: Model, read: list[Path], *, force: bool) -> None:
+    """Refuse outputs that exist already, unless forced, or that would replace what is read.
+
+    Raises:
+        OutputError: An output cannot be written.
+    """
+    targets = [path, receipt_path(path)]
+    targets += [] if source.fits_one_file else [data_path(path)]
+    for target in targets:
+        check_writable(target, [*files_of(source), *read], force=force)
 
 
 def _read_files(job: Job) -> list[Path]:
@@ -160,7 +209,7 @@ def _read_files(job: Job) -> list[Path]:
     ]
 
 
-def _write(made: Model, path: Path, receipt: Receipt, *, large: bool) -> Receipt:
+def write_result(made: Model, path: Path, receipt: Receipt, *, large: bool) -> Receipt:
     """Write the model and its receipt, which then knows the file.
 
     Both are whole before either gets its name. A kill in between leaves a model without a
@@ -186,7 +235,8 @@ def receipt_path(output: Path) -> Path:
     return output.with_suffix(".receipt.json")
 
 
-def _rewrite(drafted: Draft) -> Model:
+def apply_plan(drafted: Draft) -> Model:
+    """Rewrite the prepared model by its plan, and say in it what it was made of."""
     made = forget_inferred(
         rewrite(drafted.prepared, drafted.plan, Form(drafted.recipe.format)), drafted.source
     )
@@ -199,10 +249,17 @@ def _rewrite(drafted: Draft) -> Model:
     )
 
 
-def _verify(
-    drafted: Draft, made: Model, output: Path | None, job: Job, metric: MetricChoice
+def make_receipt(
+    drafted: Draft,
+    made: Model,
+    output: Path | None,
+    job: Job,
+    metric: MetricChoice,
+    budgets: Budgets | None = None,
 ) -> Receipt:
+    """Verify what was made, and hold it against the budgets: the recipe's, unless others count."""
     recipe, source = drafted.recipe, drafted.source
+    budgets = budgets or recipe.budgets
     subjects = Subjects(
         source, drafted.prepared, made,
         source_bytes=_size(source), prepared_bytes=encoded_size(drafted.prepared),
@@ -218,6 +275,7 @@ def _verify(
         threads=recipe.verify.threads,
         seconds=recipe.verify.seconds,
         state=recipe.data.state,
+        demands=Demands(budgets, drafted.census, job.seed),
         notes=drafted.notes,
         progress=job.progress,
     )
@@ -236,7 +294,7 @@ def _verify(
         plan=drafted.plan,
         ranges=drafted.ranges.tensors,
         measured=measured,
-        gates=check_gates(recipe.budgets, measured),
+        gates=check_gates(budgets, measured),
         environment=environment(),
     )
 

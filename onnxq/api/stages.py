@@ -76,6 +76,7 @@ class Draft:
         recipe: What was asked for, complete.
         calibration: The calibration samples, if any.
         test: The test samples, if any.
+        judging: Samples that a search may judge plans by, apart from the test samples; if any.
         notes: What a reader must know to judge the figures.
     """
 
@@ -88,6 +89,7 @@ class Draft:
     calibration: Reader | None
     test: Reader | None
     notes: tuple[str, ...]
+    judging: Reader | None = None
 
 
 def draft(model: str | Path | Model, job: Job) -> Draft:
@@ -100,7 +102,7 @@ def draft(model: str | Path | Model, job: Job) -> Draft:
     refuse_quantized(source)
     recipe, notes = _complete(job)
     job = replace(job, recipe=recipe)
-    calibration, test, data_notes = _open_readers(job, source.view().inputs)
+    calibration, test, judging, data_notes = _open_readers(job, source.view().inputs)
     start = begin(source, job, calibration or test)
     ranges = Ranges(0, {})
     if recipe.static:
@@ -112,7 +114,7 @@ def draft(model: str | Path | Model, job: Job) -> Draft:
     plan = make_plan(start.prepared.view(), start.census, ranges.tensors, recipe, target)
     return Draft(
         source, start.prepared, start.census, ranges, plan, recipe, calibration, test,
-        notes + data_notes,
+        notes + data_notes, judging,
     )  # fmt: skip
 
 
@@ -291,27 +293,32 @@ def _check_target(recipe: Recipe) -> tuple[str, ...]:
 
 def _open_readers(
     job: Job, inputs: tuple[TensorSpec, ...]
-) -> tuple[Reader | None, Reader | None, tuple[str, ...]]:
+) -> tuple[Reader | None, Reader | None, Reader | None, tuple[str, ...]]:
+    """The samples to calibrate with, to verify with, and to judge plans by; and notes."""
     recipe = job.recipe
-    test = calibration = None
+    test = None
     if job.testing_data is not None:
         test = open_reader(job.testing_data, job.test_from, inputs, recipe)
     if job.calibration_data is None:
-        return None, test, ()
-    calibration = open_reader(job.calibration_data, job.data_from, inputs, recipe)
+        return None, test, None, ()
+    given = open_reader(job.calibration_data, job.data_from, inputs, recipe)
     notes: tuple[str, ...] = ()
     if not recipe.static or job.ranges is not None:
-        test = test or calibration  # nothing is calibrated: every sample can judge
+        # nothing is calibrated: every sample can judge
+        judging = draw(given, recipe.calibration.samples, recipe, job.seed) if test else None
+        test = test or given
         if job.ranges is not None and test.identity() in job.ranges.seen:
             notes = ("the ranges are of these very samples: the figures flatter the model",)
-        return None, test, notes
+        return None, test, judging, notes
+    calibration = given
     if test is None:
-        calibration, test = calibration.split(recipe.data.holdout)
+        calibration, test = given.split(recipe.data.holdout)
         if test.shared:
             notes = ("there is only one sample: it was calibrated with and verified with",)
     elif test.digest() == calibration.digest():
         notes = ("calibration and test data are the same: the figures flatter the model",)
-    return draw(calibration, recipe.calibration.samples, recipe, job.seed), test, notes
+    drawn = draw(calibration, recipe.calibration.samples, recipe, job.seed)
+    return drawn, test, drawn, notes
 
 
 def _first_feed(samples: Reader | None, source: Model, recipe: Recipe) -> Feed | None:

@@ -14,6 +14,8 @@ from onnxq.errors import OnnxqError
 COMMANDS = {
     "quantize": "Quantize a model, and measure what came out.",
     "calibrate": "Observe the activations of a model, and save what was seen.",
+    "sensitivity": "Measure what every layer costs in accuracy and in time.",
+    "bench": "Compare the latency of models, and of their nodes.",
     "inspect": "Show every node, and whether it can run as int8.",
     "recipe": "Show ready recipes, and what a recipe can say.",
 }

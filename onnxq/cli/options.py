@@ -54,6 +54,26 @@ class Overrides:
     samples: int | None = None
     batch_size: int | None = None
     threads: int | None = None
+    objective: str | None = None
+    allow_slower: bool = False
+    max_drop: float | None = None
+    min_agreement: float | None = None
+    min_sqnr: float | None = None
+    min_int8: float | None = None
+    max_size: float | None = None
+    min_speedup: float | None = None
+
+    def budgets(self) -> dict[str, float]:
+        """The budgets that were said, by their names in a recipe."""
+        found = {
+            "max_drop": self.max_drop,
+            "min_sqnr": self.min_sqnr,
+            "min_agreement": self.min_agreement,
+            "max_size_ratio": self.max_size,
+            "min_speedup": self.min_speedup,
+            "min_int8": self.min_int8,
+        }
+        return {name: limit for name, limit in found.items() if limit is not None}
 
 
 def job_of(model: Path, overrides: Overrides) -> Job:
@@ -134,6 +154,8 @@ def _merge(recipe: Recipe, said: Overrides) -> Recipe:
     return with_fields(
         recipe,
         precision=said.precision or recipe.precision,
+        objective=said.objective or recipe.objective,
+        allow_slower=recipe.allow_slower or said.allow_slower,
         float_type=said.float_type or recipe.float_type,
         format=said.format or recipe.format,
         weights=with_fields(recipe.weights, **weights),
@@ -148,4 +170,5 @@ def _merge(recipe: Recipe, said: Overrides) -> Recipe:
             exact=said.exact or recipe.calibration.exact,
         ),
         verify=with_fields(recipe.verify, threads=said.threads or recipe.verify.threads),
+        budgets=with_fields(recipe.budgets, **said.budgets()),
     )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
-from onnxq.api import draft, receipt_path, run, usual_precision
+from onnxq.api import draft, load_receipt, receipt_path, replay, run, usual_precision
 from onnxq.calibrate import OBSERVERS
+from onnxq.cli.numbers import Number, Share
 from onnxq.cli.options import Overrides, check_weight_options, job_of, ranges_of, workers_of
 from onnxq.cli.progress import StageBars
 from onnxq.data import FORMS
@@ -20,6 +23,7 @@ from onnxq.graph import check_writable
 from onnxq.report import plan_table, receipt_view
 from onnxq.targets import TARGETS
 from onnxq.types import Form, Precision
+from onnxq.verify import Receipt
 
 EPILOG = """\b
 Examples:
@@ -28,8 +32,14 @@ Examples:
   onnxq quantize model.onnx --ranges model.ranges.json --calibrator entropy
   onnxq quantize model.onnx --precision int4-weights --block-size 64 --weight-method hqq
   onnxq quantize model.onnx --preset transformer --test-data test.npz
+  onnxq quantize model.onnx --data samples.npz --max-drop 0.5% --min-int8 90%
   onnxq quantize model.onnx --recipe model.onnxq.toml --json > receipt.json
+  onnxq quantize model.onnx --from model.int8.receipt.json -o again.onnx
 """
+# What says how a receipt's plan is applied again; all else is decided by the receipt.
+REPLAYED = (
+    "from_receipt", "test_data", "metric", "output", "force", "quiet", "as_json",
+)  # fmt: skip
 
 
 @click.command(epilog=EPILOG)
@@ -41,7 +51,33 @@ Examples:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Output; else MODEL.PRECISION.onnx."
 )
-@click.option("--precision", type=click.Choice([p.value for p in Precision]), help="What to make.")
+@click.option(
+    "--from",
+    "from_receipt",
+    metavar="RECEIPT",
+    type=click.Path(path_type=Path),
+    help="Apply the plan of this receipt again, without data; only --test-data, --metric, -o, "
+    "--force, --quiet and --json go with it.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", *(p.value for p in Precision)]),
+    help="What to make; auto is the default.",
+)
+@click.option(
+    "--objective",
+    type=click.Choice(["latency", "size", "int8-everywhere"]),
+    help="What the best model is; latency is the default.",
+)
+@click.option("--allow-slower", is_flag=True, help="A model slower than float will do.")
+@click.option("--max-drop", type=Share(bare=0.2), help="The most that the metric may fall.")
+@click.option("--min-agreement", type=Share(), help="The least share with the same top class.")
+@click.option("--min-sqnr", type=Number(), help="The least SQNR of any output, in dB.")
+@click.option("--min-int8", type=Share(), help="The least share of layers that run as int8.")
+@click.option(
+    "--max-size", type=Share(10, bare=10), help="The most bytes, as a share of the model's."
+)
+@click.option("--min-speedup", type=Number(0), help="The least speed, in multiples of float.")
 @click.option("--float-type", type=click.Choice(["float32", "fp16"]), help="Of what stays float.")
 @click.option(
     "--format",
@@ -91,6 +127,9 @@ def quantize(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands
     target runs them as int8, and accuracy is measured on samples that calibration never saw.
     Other precisions take --precision or a recipe. The receipt lies beside the output.
     """
+    if options["from_receipt"] is not None:
+        _replay(model, options)
+        return
     said = Overrides(**{name: options[name] for name in Overrides.__dataclass_fields__})
     silent = options["quiet"] or options["as_json"]
     ranges = options["ranges"]
@@ -123,9 +162,39 @@ def quantize(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands
     if options["dry_run"]:
         _show(plan, None if silent else plan_table(plan), as_json=options["as_json"])
         return
+    _finish(receipt, output, options)
+
+
+def _replay(model: Path, options: Mapping[str, Any]) -> None:
+    """Apply the plan of a receipt again."""
+    context, given = click.get_current_context(), ParameterSource.COMMANDLINE
+    said = [name for name in options if context.get_parameter_source(name) is given]
+    if idle := [name for name in said if name not in REPLAYED]:
+        raise UsageError(
+            f"--{idle[0].replace('_', '-')} decides about a plan, and with --from the receipt's "
+            "is applied as it is",
+            "leave one of them out",
+        )
+    if options["metric"] is not None and options["test_data"] is None:
+        raise UsageError("--metric judges test data, and there are none", "give --test-data")
+    receipt = load_receipt(options["from_receipt"])
+    output = options["output"] or model.parent / f"{model.stem}.{receipt.recipe.usual}.onnx"
+    with StageBars(quiet=options["quiet"] or options["as_json"]) as bars:
+        made = replay(
+            model, options["from_receipt"], output=output, force=options["force"],
+            test_data=options["test_data"], metric=options["metric"], progress=bars,
+        ).receipt  # fmt: skip
+    same = made.output.sha256 == receipt.output.sha256
+    bytes_are = "the same bytes as" if same else "other bytes than"
+    _finish(made, output, options, f"; the model has {bytes_are} the receipt's")
+
+
+def _finish(receipt: Receipt, output: Path, options: Mapping[str, Any], how: str = "") -> None:
+    """Show the receipt, and exit by its gates."""
+    silent = options["quiet"] or options["as_json"]
     _show(receipt, None if silent else receipt_view(receipt), as_json=options["as_json"])
     if not silent:
-        click.echo(f"wrote {output} and {receipt_path(output)}")
+        click.echo(f"wrote {output} and {receipt_path(output)}{how}")
     sys.exit(0 if receipt.passed else 1)
 
 

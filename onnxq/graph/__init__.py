@@ -1,6 +1,7 @@
 """The model: load, save, look at, edit, strip. The only place that knows onnx and onnx_ir."""
 
 from onnxq.graph.edit import Editor
+from onnxq.graph.extract import extract
 from onnxq.graph.files import (
     check_writable,
     copy_model,
@@ -45,6 +46,7 @@ __all__ = [
     "deserialize",
     "difference",
     "encoded_size",
+    "extract",
     "files_of",
     "float_ports",
     "forget_inferred",

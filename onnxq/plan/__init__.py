@@ -1,7 +1,9 @@
 """The plan: recipe in, a precision and a reason for every node and scales for every tensor out."""
 
-from onnxq.plan.layers import LayerSettings, layer_settings
-from onnxq.plan.make import make_plan
+from onnxq.plan.choices import Choice, Choices
+from onnxq.plan.cut import Costs, cheapest
+from onnxq.plan.layers import LayerSettings, layer_settings, pinned
+from onnxq.plan.make import REFUSALS, make_plan
 from onnxq.plan.plan import NodePlan, QuantPlan
 from onnxq.plan.policy import tensors_to_observe
 from onnxq.plan.presets import load_preset, preset_text, presets
@@ -18,8 +20,12 @@ from onnxq.plan.settings import (
 from onnxq.plan.weights import needed_opset
 
 __all__ = [
+    "REFUSALS",
     "Budgets",
     "CalibrationSettings",
+    "Choice",
+    "Choices",
+    "Costs",
     "DataSettings",
     "LayerRule",
     "LayerSettings",
@@ -29,6 +35,7 @@ __all__ = [
     "Recipe",
     "VerifySettings",
     "WeightSettings",
+    "cheapest",
     "checked",
     "find_recipe",
     "layer_settings",
@@ -36,6 +43,7 @@ __all__ = [
     "load_recipe",
     "make_plan",
     "needed_opset",
+    "pinned",
     "preset_text",
     "presets",
     "readings",

@@ -8,7 +8,8 @@ from msgspec.structs import replace as with_fields
 
 from onnxq.graph import GraphView
 from onnxq.ops import Census, NodeInfo
-from onnxq.plan.dynamic import refuse_dynamic
+from onnxq.plan.choices import Choices, with_choices
+from onnxq.plan.dynamic import lacks_dynamic_kernel, refuse_dynamic
 from onnxq.plan.half import refuse_half, worth_half
 from onnxq.plan.layers import LayerSettings, layer_settings
 from onnxq.plan.plan import NodePlan, QuantPlan
@@ -38,6 +39,7 @@ def make_plan(
     ranges: dict[str, TensorRange],
     recipe: Recipe,
     target: Target,
+    choices: Choices | None = None,
 ) -> QuantPlan:
     """Decide about every node and every tensor. Pure: no runtime, no data.
 
@@ -47,6 +49,7 @@ def make_plan(
         ranges: Observed ranges by tensor; needed for static precisions only.
         recipe: What is wanted of each node.
         target: The provider to plan for.
+        choices: What a search decided about single nodes; it wins over the recipe.
 
     Returns:
         The plan.
@@ -54,7 +57,8 @@ def make_plan(
     Raises:
         UsageError: A pattern of the recipe matches no node.
     """
-    layers = layer_settings(census, recipe)
+    wishes = with_choices(layer_settings(census, recipe), choices or {})
+    layers = {node.name: _computed(wishes[node.name], node, target) for node in census.nodes}
     static = plan_static(view, census, layers, ranges, target)
     integers = {node.name for node in static.chosen}
     nodes = []
@@ -68,7 +72,7 @@ def make_plan(
         else:
             reason = REFUSALS[wanted.precision](view, node)
         got = Precision.FLOAT if reason else wanted.precision
-        pinned = wanted.precision is Precision.FLOAT
+        pinned = wanted.precision is Precision.FLOAT and node.name not in (choices or {})
         if got is Precision.FLOAT and recipe.float_type == "fp16" and not pinned:
             got = Precision.FLOAT if refuse_half(view, node) else Precision.FP16
         nodes.append(NodePlan(node.name, node.op, got, reason))
@@ -83,6 +87,16 @@ def make_plan(
     weights, blocks = _weights(view, census, precisions, layers, static.activations, target)
     tensors = static.activations | static.constants | weights
     return QuantPlan(target.name, tuple(nodes), tensors, static.groups, blocks)
+
+
+def _computed(wanted: LayerSettings, node: NodeInfo, target: Target) -> LayerSettings:
+    """What comes nearest to what is wanted: without a dynamic kernel, the same weights as int8."""
+    if wanted.precision is not Precision.INT8_DYNAMIC or not lacks_dynamic_kernel(node):
+        return wanted
+    if Precision.INT8_DYNAMIC in target.refuses:
+        return wanted
+    # blocks mean nothing to dynamic layers
+    return with_fields(wanted, precision=Precision.INT8_WEIGHTS, block_size=None)
 
 
 def _weights(

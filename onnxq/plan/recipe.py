@@ -25,6 +25,8 @@ from onnxq.plan.settings import (
 )
 from onnxq.types import Precision
 
+Objective = Literal["latency", "size", "int8-everywhere"]
+
 
 class Recipe(Section, frozen=True):
     """What to do with a model.
@@ -33,8 +35,11 @@ class Recipe(Section, frozen=True):
         precision: ``int8`` (weights and activations), ``int8-dynamic`` (activations while the
             model runs), ``int8-weights``, ``int4-weights``, ``int16`` (8 bit weights, 16 bit
             activations), ``fp16``, or ``float`` where single layers say what becomes of them;
-            without it ``int8`` when there are data to calibrate with, and ``int8-weights``
-            otherwise.
+            ``auto``, which is kept as None, leaves it to onnxq.
+        objective: What the best plan is: ``latency`` (the fastest inside the budgets),
+            ``size`` (the smallest), ``int8-everywhere`` (all that can be int8); None for
+            ``latency``.
+        allow_slower: Whether an output that is slower than the prepared float model will do.
         float_type: What the float part of the model computes in: ``float32`` or ``fp16``.
         format: ``qdq`` (pairs of QuantizeLinear and DequantizeLinear) or ``qoperator`` (integer
             operators).
@@ -51,7 +56,9 @@ class Recipe(Section, frozen=True):
         budgets: Limits that turn into gates.
     """
 
-    precision: PrecisionName | None = None
+    precision: PrecisionName | Literal["auto"] | None = None
+    objective: Objective | None = None
+    allow_slower: bool = False
     float_type: Literal["float32", "fp16"] = "float32"
     format: Literal["qdq", "qoperator"] = "qdq"
     target: str | None = None
@@ -64,6 +71,10 @@ class Recipe(Section, frozen=True):
     weights: WeightSettings = WeightSettings()
     verify: VerifySettings = VerifySettings()
     budgets: Budgets = Budgets()
+
+    def __post_init__(self) -> None:
+        if self.precision == "auto":  # one form of what means the same
+            msgspec.structs.force_setattr(self, "precision", None)
 
     @property
     def usual(self) -> Precision:

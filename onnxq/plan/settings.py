@@ -242,13 +242,17 @@ class VerifySettings(Section, frozen=True):
 class Budgets(Section, frozen=True):
     """Limits that turn into gates: a missed one ends the run with exit code 1.
 
+    ``max_drop``, ``min_sqnr`` and ``min_agreement`` must be kept with 95 % confidence, so that a
+    pass is not the luck of the samples.
+
     Attributes:
         max_drop: The most that the metric may fall, as a fraction (0.005: half a point).
         min_sqnr: The least signal-to-quantization-noise ratio of any float output, in dB.
         min_agreement: The least top-1 agreement with the source model, as a fraction.
         max_size_ratio: The most bytes of the output per byte of the source.
         min_speedup: The least latency ratio against the prepared float model.
-        min_int8: The least fraction of planned int8 nodes that really run as int8.
+        min_int8: The least fraction that really runs as int8 of the layers (Conv, Gemm, MatMul
+            and their like) that the target can run so.
     """
 
     max_drop: float | None = None
@@ -262,6 +266,13 @@ class Budgets(Section, frozen=True):
         for name, limit in msgspec.structs.asdict(self).items():
             if limit is not None and not math.isfinite(limit):
                 raise ValueError(f"budget '{name}' is {limit}, not a number to keep to")
+
+    @property
+    def of_accuracy(self) -> dict[str, float]:
+        """The limits that samples are needed for, by name."""
+        limits = {"max_drop": self.max_drop, "min_sqnr": self.min_sqnr}
+        limits["min_agreement"] = self.min_agreement
+        return {name: limit for name, limit in limits.items() if limit is not None}
 
 
 def _unknown(what: str, name: str, known: tuple[str, ...]) -> str:

@@ -25,7 +25,8 @@ def needed_opset(recipe: Recipe) -> int:
     wanted = set(recipe.precisions)
     sizes = (recipe.weights.block_size, *(rule.block_size for rule in recipe.layers))
     blocks = Precision.INT8_WEIGHTS in wanted and any(sizes)
-    if blocks or wanted & {Precision.INT16, Precision.INT4_WEIGHTS}:
+    small = recipe.objective == "size"  # 4 bits are among what a search may choose then
+    if small or blocks or wanted & {Precision.INT16, Precision.INT4_WEIGHTS}:
         return SMALL_TYPES_OPSET
     return MINIMUM_OPSET
 

@@ -13,20 +13,23 @@ from rich.text import Text
 
 from onnxq.ops import Census
 from onnxq.plan import QuantPlan
+from onnxq.report.candidates import candidates_table
 from onnxq.types import Precision, Reason
-from onnxq.verify import Gate, LatencyFacts, Measured, MetricFacts, Receipt
+from onnxq.verify import CONFIDENCE, Gate, LatencyFacts, Measured, MetricFacts, Receipt
 
 # A difference in speed that nobody notices, however surely it was measured.
 SAME_SPEED = 0.02
 MOST_REASONS = 5
-# What nodes of a precision do, behind their number.
+# What a node of a precision does, and what several do, behind their number.
 _HOW = {
-    Precision.FP16: "compute in float16",
-    Precision.INT16: "with 16 bit activations",
-    Precision.INT8_DYNAMIC: "quantize their inputs while they run",
-    Precision.INT8_WEIGHTS: "with int8 weights",
-    Precision.INT4_WEIGHTS: "with 4 bit weights",
-}
+    Precision.FP16: ("computes in float16", "compute in float16"),
+    Precision.INT16: ("with 16 bit activations",) * 2,
+    Precision.INT8_DYNAMIC: (
+        "quantizes its inputs while it runs", "quantize their inputs while they run",
+    ),
+    Precision.INT8_WEIGHTS: ("with int8 weights",) * 2,
+    Precision.INT4_WEIGHTS: ("with 4 bit weights",) * 2,
+}  # fmt: skip
 
 
 def receipt_view(receipt: Receipt) -> RenderableType:
@@ -35,6 +38,9 @@ def receipt_view(receipt: Receipt) -> RenderableType:
     parts: list[RenderableType] = [_comparison(receipt), Text()]
     parts += [Text.from_markup(line) for line in _outputs(measured)]
     parts += [Text.from_markup(line) for line in _nodes(receipt)]
+    metric = measured.metric.name if measured.metric is not None else None
+    if table := candidates_table(measured.candidates, metric):
+        parts.append(table)
     if measured.prepared.notes:
         steps = escape("; ".join(measured.prepared.notes))
         parts.append(Text.from_markup(f"[dim]prepared:[/] {steps}"))
@@ -109,7 +115,8 @@ def _nodes(receipt: Receipt) -> list[str]:
     if plan.empty:
         lines.append(f"[yellow]nothing to quantize[/]: {_summary(plan)}; the file was copied")
         return lines
-    told = [f"{plan.count(p)} {how}" for p, how in _HOW.items() if plan.count(p)]
+    counts = {precision: plan.count(precision) for precision in _HOW}
+    told = [f"{n} {_HOW[precision][n > 1]}" for precision, n in counts.items() if n]
     if coverage is None:
         if whole := plan.count(Precision.INT8):
             told.insert(0, f"{whole} as int8")
@@ -137,7 +144,11 @@ def _reason(reason: Reason) -> str:
 def _gate(gate: Gate) -> str:
     word = "[green]kept[/]" if gate.passed else "[red]missed[/]"
     value = "not measured" if gate.value is None else f"{gate.value:.4g}"
-    return f"budget {gate.name} {gate.limit:g}: {value}, {word}"
+    if gate.bound is not None:
+        side = "at most" if gate.name.startswith("max") else "at least"
+        value = f"{value} ({side} {gate.bound:.4g} with {CONFIDENCE:.0%} confidence)"
+    note = f": {escape(gate.note)}" if gate.note else ""
+    return f"budget {gate.name} {gate.limit:g}: {value}, {word}{note}"
 
 
 def plan_table(plan: QuantPlan) -> RenderableType:

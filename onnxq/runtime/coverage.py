@@ -15,10 +15,15 @@ from onnxq.types import Reason
 
 # Kernels that compute on integers, by the names that ONNX Runtime gives to what it fused.
 INT8_KERNEL = re.compile(
-    r"QLinear\w+|QGemm|MatMulInteger\w*|ConvInteger|QAttention|DynamicQuantizeMatMul"
+    r"QLinear\w+|QGemm|MatMulInteger\w*|ConvInteger|QAttention|DynamicQuantize(MatMul|LSTM)"
 )
 # Of these, the ones whose output is float; QGemm's is when it has no scale of the output.
-FLOAT_OUTPUT = ("MatMulIntegerToFloat", "QAttention")
+FLOAT_OUTPUT = (
+    "MatMulIntegerToFloat",
+    "QAttention",
+    "DynamicQuantizeMatMul",
+    "DynamicQuantizeLSTM",
+)
 _QGEMM_OUTPUT_SCALE = 7
 _CONVERSIONS, _CLAMPS = ("QuantizeLinear", "DequantizeLinear"), ("Relu", "Clip")
 # What ONNX Runtime adds to the names of nodes that it makes out of others.

@@ -7,6 +7,8 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
+import platformdirs
+
 from onnxq.runtime.session import ort_version
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -47,3 +49,12 @@ def environment() -> dict[str, str]:
         "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "cores": str(os.cpu_count() or 1),
     }
+
+
+def cache_folder() -> Path:
+    """Where long runs keep what they found, to go on from: ``ONNXQ_CACHE``, or the user's cache.
+
+    That is ``~/.cache/onnxq`` on Linux; other systems have a place of their own.
+    """
+    named = os.environ.get("ONNXQ_CACHE")
+    return Path(named) if named else platformdirs.user_cache_path("onnxq", appauthor=False)

@@ -53,8 +53,11 @@ class Session:
         model: The model.
         threads: Threads inside an operator. One is the stablest to measure with.
         level: Graph optimisation: ``none``, ``basic`` or ``all``.
+        fuse_pairs: Whether layers between QuantizeLinear and DequantizeLinear may compute on
+            integers. Without, pairs round what flows through them, and nothing else is rounded.
         write_optimized: Where ONNX Runtime writes the graph that it really runs; its tensors
             go to a file beside it when they do not fit into one.
+        profile: What the file is called that the profiler writes, without its ending.
 
     Raises:
         RuntimeFailure: ONNX Runtime refuses the model.
@@ -66,7 +69,9 @@ class Session:
         *,
         threads: int = 1,
         level: str = "all",
+        fuse_pairs: bool = True,
         write_optimized: Path | None = None,
+        profile: Path | None = None,
     ) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -77,12 +82,17 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # The arena doubles as it grows: up to half of what it holds for weights is empty.
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+        if not fuse_pairs:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         if write_optimized is not None:
             options.optimized_model_filepath = str(write_optimized)
             if not model.fits_one_file:
                 data = "session.optimized_model_external_initializers_"
                 options.add_session_config_entry(f"{data}file_name", f"{write_optimized.name}.data")
                 options.add_session_config_entry(f"{data}min_size_in_bytes", "1024")
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         large = model.weight_bytes > IN_MEMORY_LIMIT
         if large:
             give_back()  # what earlier stages freed
@@ -109,6 +119,14 @@ class Session:
             raise RuntimeFailure(f"running '{self._name}' failed: {_first_line(error)}") from error
         pairs = zip(names, values, strict=True)
         return {name: value for name, value in pairs if hasattr(value, "dtype")}
+
+    def end_profiling(self) -> Path:
+        """Stop the profiler.
+
+        Returns:
+            The file that it wrote: Chrome's trace format, one event per kernel and run.
+        """
+        return Path(self._session.end_profiling())
 
 
 def _open(model: Model, options: Any) -> Any:  # noqa: ANN401 - onnxruntime is untyped

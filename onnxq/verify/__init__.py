@@ -1,11 +1,15 @@
 """Measure what was made: accuracy, size, latency, and what really runs as int8."""
 
+from onnxq.verify.bootstrap import CONFIDENCE
+from onnxq.verify.compare import Comparison, scores_outputs
 from onnxq.verify.gates import check_gates
+from onnxq.verify.judge import Judging
 from onnxq.verify.metric import Metric, MetricChoice, load_metric
 from onnxq.verify.receipt import (
     Candidate,
     FileFacts,
     Gate,
+    Int8Share,
     LatencyFacts,
     Measured,
     MetricFacts,
@@ -15,12 +19,17 @@ from onnxq.verify.receipt import (
     RunFacts,
     receipt_schema,
 )
-from onnxq.verify.verify import Subjects, verify
+from onnxq.verify.verify import Demands, Subjects, verify
 
 __all__ = [
+    "CONFIDENCE",
     "Candidate",
+    "Comparison",
+    "Demands",
     "FileFacts",
     "Gate",
+    "Int8Share",
+    "Judging",
     "LatencyFacts",
     "Measured",
     "Metric",
@@ -34,5 +43,6 @@ __all__ = [
     "check_gates",
     "load_metric",
     "receipt_schema",
+    "scores_outputs",
     "verify",
 ]

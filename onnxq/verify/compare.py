@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec.structs import replace as with_fields
 
 from onnxq.numerics import ErrorSums
 from onnxq.types import Array, Feed
+from onnxq.verify.bootstrap import share_bound, sqnr_bound
 from onnxq.verify.receipt import OutputFacts, finite_db
 
 
@@ -27,20 +30,29 @@ def scores_outputs(outputs: dict[str, Array], feed: Feed) -> list[str]:
     ]
 
 
+def _numbers() -> array[float]:
+    return array("d")
+
+
 @dataclass
 class _Output:
-    """What is remembered of one output."""
+    """What is remembered of one output: sums, and four numbers per unit.
+
+    A unit is a sample where the output has a row for each, and a batch elsewhere.
+    """
 
     errors: ErrorSums = field(default_factory=ErrorSums)
     entries: int = 0
     equal: int = 0
-    rows: int = 0
-    agreeing: int = 0
+    signal: array[float] = field(default_factory=_numbers)
+    noise: array[float] = field(default_factory=_numbers)
+    rows: array[float] = field(default_factory=_numbers)
+    disagreeing: array[float] = field(default_factory=_numbers)
     floating: bool = True
     reshaped: bool = False
     source_nan: bool = False
 
-    def add(self, expected: Array, found: Array, *, scores: bool) -> None:
+    def add(self, expected: Array, found: Array, *, scores: bool, count: int) -> None:
         self.floating = bool(np.issubdtype(expected.dtype, np.floating))
         if expected.shape != found.shape:
             self.reshaped = True
@@ -50,23 +62,38 @@ class _Output:
             self.equal += int(np.sum(expected == found))
             return
         self.source_nan |= bool(np.isnan(expected).any())
-        self.errors.add(expected, found)
+        units = count if expected.shape[:1] == (count,) else 1
+        for unit, other in zip(expected.reshape(units, -1), found.reshape(units, -1), strict=True):
+            sums = ErrorSums()
+            sums.add(unit, other)
+            self.errors.merge(sums)
+            self.signal.append(sums.signal)
+            self.noise.append(sums.noise)
         if scores:
-            self.rows += len(expected)
-            self.agreeing += int(np.sum(expected.argmax(1) == found.argmax(1)))
+            differ = (expected.argmax(1) != found.argmax(1)).reshape(units, -1)
+            self.rows.extend([float(differ.shape[1])] * units)
+            self.disagreeing.extend(differ.sum(1).astype(float))
 
-    def facts(self) -> OutputFacts:
+    def facts(self, seed: int | None) -> OutputFacts:
         if self.reshaped:  # sizes that depend on the values: no entry has its counterpart
             return OutputFacts(sqnr_db=finite_db(-np.inf), cosine=0.0)
         if not self.entries:
             return OutputFacts()
         if not self.floating:
             return OutputFacts(equal=self.equal / self.entries)
-        return OutputFacts(
+        rows = sum(self.rows)
+        found = OutputFacts(
             sqnr_db=finite_db(self.errors.sqnr_db),
             cosine=self.errors.cosine,
-            top1_agreement=self.agreeing / self.rows if self.rows else None,
+            top1_agreement=1 - sum(self.disagreeing) / rows if rows else None,
         )
+        if seed is None or len(self.signal) < 2:
+            return found
+        agreement = None
+        if rows:
+            agreement = 1 - share_bound(self.disagreeing, [0.0] * len(self.rows), self.rows, seed)
+        sqnr = finite_db(sqnr_bound(self.signal, self.noise, seed))
+        return with_fields(found, sqnr_bound_db=sqnr, agreement_bound=agreement)
 
 
 class Comparison:
@@ -76,16 +103,34 @@ class Comparison:
         self._outputs: dict[str, _Output] = {}
         self.samples = 0
 
-    def add(self, feed: Feed, expected: dict[str, Array], found: dict[str, Array]) -> None:
-        """Take the outputs of one batch in: those of the source, and those of the output model."""
+    def add(
+        self,
+        feed: Feed,
+        expected: dict[str, Array],
+        found: dict[str, Array],
+        count: int = 1,
+    ) -> None:
+        """Take in one batch.
+
+        Args:
+            feed: What the models read.
+            expected: The outputs of the source.
+            found: The outputs of the output model.
+            count: Samples in it.
+        """
         scores = scores_outputs(expected, feed)
         for name, value in expected.items():
             known = self._outputs.setdefault(name, _Output())
-            known.add(value, found[name], scores=name in scores)
+            known.add(value, found[name], scores=name in scores, count=count)
+        self.samples += count
 
-    def facts(self) -> dict[str, OutputFacts]:
-        """What came out, by output."""
-        return {name: output.facts() for name, output in self._outputs.items()}
+    def facts(self, seed: int | None = None) -> dict[str, OutputFacts]:
+        """What came out, by output.
+
+        Args:
+            seed: Draws samples anew for bounds; without it there are none.
+        """
+        return {name: output.facts(seed) for name, output in self._outputs.items()}
 
     def notes(self) -> tuple[str, ...]:
         """What the figures cannot say."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+from msgspec.structs import replace as with_fields
+
 from onnxq.errors import UsageError
 from onnxq.types import Array, Feed
+from onnxq.verify.bootstrap import ROUNDS, Indices, function_bound, share_bound
 from onnxq.verify.compare import scores_outputs
-from onnxq.verify.metric import Metric, MetricChoice
+from onnxq.verify.metric import FunctionMetric, Metric, MetricChoice, Top1
 from onnxq.verify.receipt import MetricFacts
 
 
@@ -56,10 +60,41 @@ class Judging:
                 "like class scores; name another with 'output' in the recipe's [verify]",
             )
 
-    def facts(self, samples: int) -> MetricFacts | None:
-        """The metric of both models; None without labels."""
+    def facts(self, samples: int, seed: int | None = None) -> MetricFacts | None:
+        """The metric of both models; None without labels.
+
+        Args:
+            samples: How many there were.
+            seed: Draws samples anew for the bound of the drop; without it there is none.
+        """
         if self._metrics is None:
             return None
         source, output = (metric.result() for metric in self._metrics)
         judged = self._judged if self._choice.function is None else None
-        return MetricFacts(self._choice.name, source, output, samples, judged)
+        found = MetricFacts(self._choice.name, source, output, samples, judged)
+        if seed is None:
+            return found
+        bound, draws = self._bound(source, output, seed)
+        return with_fields(found, drop_bound=bound, draws=draws)
+
+    def _bound(self, source: float, output: float, seed: int) -> tuple[float | None, int]:
+        """The most that the metric falls, and how often samples were drawn for that."""
+        match self._metrics:
+            case Top1() as first, Top1() as second if len(first.hits) > 1:
+                lost, won = first.hits & ~second.hits, second.hits & ~first.hits
+                return share_bound(lost, won, np.ones(len(lost)), seed), ROUNDS
+            case FunctionMetric() as first, FunctionMetric() as second:
+                return _function_bound(first, second, source, output, seed)
+        return None, 0
+
+
+def _function_bound(
+    first: FunctionMetric, second: FunctionMetric, source: float, output: float, seed: int
+) -> tuple[float | None, int]:
+    (units, of_source), (_, of_output) = first.resampler(), second.resampler()
+
+    def drop(drawn: Indices) -> float | None:
+        before, after = of_source(drawn), of_output(drawn)
+        return None if before is None or after is None else before - after
+
+    return function_bound(source - output, drop, units, source, seed) or (None, 0)

@@ -9,7 +9,7 @@ import msgspec
 
 from onnxq.plan import QuantPlan, Recipe
 from onnxq.runtime import Coverage
-from onnxq.types import TensorRange
+from onnxq.types import Reason, TensorRange
 
 # JSON has no infinity. Two identical signals have an infinite ratio; 200 dB is beyond float32.
 MOST_DB = 200.0
@@ -54,12 +54,17 @@ class OutputFacts(msgspec.Struct, frozen=True):
         top1_agreement: Share of samples with the same largest score; None where the output
             does not look like class scores.
         equal: Share of equal entries of an output that is not float.
+        sqnr_bound_db: What ``sqnr_db`` is at least, with 95 % confidence; None where no budget
+            asks for it, or samples do not tell.
+        agreement_bound: What ``top1_agreement`` is at least, in the same way.
     """
 
     sqnr_db: float | None = None
     cosine: float | None = None
     top1_agreement: float | None = None
     equal: float | None = None
+    sqnr_bound_db: float | None = None
+    agreement_bound: float | None = None
 
 
 class MetricFacts(msgspec.Struct, frozen=True):
@@ -71,6 +76,9 @@ class MetricFacts(msgspec.Struct, frozen=True):
         output: Its value for the output model.
         samples: How many samples it rests on.
         judged: The output that ``top1`` was taken of; None for a function, which gets all.
+        drop_bound: What the metric falls by at most, with 95 % confidence; None where no budget
+            asks for it, or samples do not tell.
+        draws: How often samples were drawn anew for that.
     """
 
     name: str
@@ -78,6 +86,8 @@ class MetricFacts(msgspec.Struct, frozen=True):
     output: float
     samples: int
     judged: str | None = None
+    drop_bound: float | None = None
+    draws: int = 0
 
 
 class LatencyFacts(msgspec.Struct, frozen=True):
@@ -111,11 +121,47 @@ class LatencyFacts(msgspec.Struct, frozen=True):
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """One form of the model that was measured."""
+    """One form of the model that was measured.
+
+    Attributes:
+        name: What it is called.
+        bytes: Its size; None for a plan that was tried, and not written.
+        ms: Its latency; None when it was not measured.
+        ratio: Of the prepared float model's latency to its own, where the two were measured in
+            turns during a search.
+        nodes: How many nodes compute in each precision; empty for a form that no plan made.
+        sqnr_db: SQNR of its worst output on the samples of a search.
+        agreement: Share of the same answers there.
+        metric: The metric there.
+        within: Whether it lost no more there than it may; None for a form that was not judged.
+        chosen: Whether the output was made of it.
+    """
 
     name: str
-    bytes: int
+    bytes: int | None
     ms: float | None
+    ratio: float | None = None
+    nodes: dict[str, int] = {}
+    sqnr_db: float | None = None
+    agreement: float | None = None
+    metric: float | None = None
+    within: bool | None = None
+    chosen: bool = False
+
+
+class Int8Share(msgspec.Struct, frozen=True):
+    """How many of the layers that can compute on integers do so.
+
+    Attributes:
+        able: Layers that multiply (Conv, Gemm, MatMul and their like) and that the target can
+            run as int8, whatever the plan says of them.
+        int8: How many of them really run as int8.
+        float_nodes: The others, with what keeps them from it.
+    """
+
+    able: int
+    int8: int
+    float_nodes: tuple[Reason, ...]
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -131,6 +177,8 @@ class Measured(msgspec.Struct, frozen=True):
         int8_coverage: None when no node is planned as int8.
         candidates: The forms that were compared.
         notes: What a reader must know to judge the figures.
+        int8_share: None where no budget asks for it, or it could not be measured.
+        unproven: Why no figure has a bound; empty where they may have one.
     """
 
     size_ratio: float
@@ -142,6 +190,8 @@ class Measured(msgspec.Struct, frozen=True):
     int8_coverage: Coverage | None
     candidates: tuple[Candidate, ...]
     notes: tuple[str, ...] = ()
+    int8_share: Int8Share | None = None
+    unproven: str = ""
 
 
 class Gate(msgspec.Struct, frozen=True):
@@ -151,13 +201,18 @@ class Gate(msgspec.Struct, frozen=True):
         name: The recipe's key.
         limit: The budget.
         value: What was measured; None when it could not be, which misses the gate.
-        passed: Whether it was kept.
+        passed: Whether it was kept: by the value, and by the bound where there is one.
+        bound: The worst that the value may be by the luck of the samples, with 95 % confidence;
+            None for what is no question of samples, and where they do not tell.
+        note: What passing rests on, or what is missing.
     """
 
     name: str
     limit: float
     value: float | None
     passed: bool
+    bound: float | None = None
+    note: str = ""
 
 
 class RunFacts(msgspec.Struct, frozen=True):

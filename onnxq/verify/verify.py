@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 from onnxq.data import Reader
 from onnxq.errors import RuntimeFailure, SelfCheckError
 from onnxq.graph import Model
-from onnxq.plan import QuantPlan
+from onnxq.ops import Census
+from onnxq.plan import Budgets, QuantPlan
 from onnxq.runtime import (
     Session,
     StateLoop,
@@ -22,6 +23,7 @@ from onnxq.runtime import (
 from onnxq.targets import get_target
 from onnxq.types import Feed, Precision
 from onnxq.verify.compare import Comparison
+from onnxq.verify.int8 import int8_share
 from onnxq.verify.judge import Judging
 from onnxq.verify.metric import MetricChoice
 from onnxq.verify.receipt import (
@@ -52,6 +54,21 @@ class Subjects:
     output_bytes: int
 
 
+@dataclass(frozen=True)
+class Demands:
+    """What is to be proven, which decides what is measured for it.
+
+    Attributes:
+        budgets: Those of accuracy ask for bounds, and ``min_int8`` for the share of layers.
+        census: What each node of the prepared model is; ``min_int8`` cannot be measured without.
+        seed: Draws samples anew for the bounds.
+    """
+
+    budgets: Budgets = field(default_factory=Budgets)
+    census: Census | None = None
+    seed: int = 0
+
+
 def verify(
     subjects: Subjects,
     plan: QuantPlan,
@@ -63,6 +80,7 @@ def verify(
     threads: int = 1,
     seconds: float = 5.0,
     state: Mapping[str, str] | None = None,
+    demands: Demands | None = None,
     notes: tuple[str, ...] = (),
     progress: Progress | None = None,
 ) -> Measured:
@@ -81,6 +99,7 @@ def verify(
         seconds: About how long to measure latency; 0 leaves it out.
         state: Input by output that is fed back, in every model from its own output; samples are
             then the steps of one sequence.
+        demands: What is to be proven; nothing when None.
         notes: What a reader must know already.
         progress: Called with (stage, done, total): ``verify`` counts samples, ``latency`` percent.
 
@@ -90,14 +109,13 @@ def verify(
     """
     if reader is None and not subjects.source.fits_one_file:
         return _unmeasured(subjects, notes)
+    demands = demands or Demands()
     sessions = _open(subjects, threads)
-    comparison, facts, feed = Comparison(), None, None
+    comparison, judging, feed = Comparison(), Judging(metric or MetricChoice(), judge), None
     if reader is not None:
-        judging = Judging(metric or MetricChoice(), judge)
         loops = [_loop(subjects.source, state), _loop(subjects.source, state)]
         steps = 1 if state else batch_size
         feed = _compare(sessions, loops, reader, steps, comparison, judging, progress)
-        facts = judging.facts(comparison.samples)
         notes += judging.notes + comparison.notes()
     try:
         latency, times = _latency(sessions, feed, threads, seconds, progress)
@@ -116,12 +134,20 @@ def verify(
             "speed and what runs as int8 are not",
         )
     coverage = int8_coverage(subjects.output, wanted) if wanted and not elsewhere else None
+    share, census = None, demands.census
+    if census is not None and demands.budgets.min_int8 is not None and not elsewhere:
+        share = int8_share(subjects.output, plan, census)
+    unproven = _unproven(plan, comparison.samples, state)
+    seed = demands.seed if demands.budgets.of_accuracy and not unproven else None
+    outputs = comparison.facts(seed)
     return Measured(
         size_ratio=subjects.output_bytes / subjects.source_bytes,
         prepared=PreparedFacts(subjects.prepared_bytes, times[1], subjects.prepared.notes),
-        outputs=comparison.facts(),
+        outputs=outputs,
         samples=comparison.samples,
-        metric=facts,
+        metric=judging.facts(
+            comparison.samples, seed if demands.budgets.max_drop is not None else None
+        ),
         latency=latency,
         int8_coverage=coverage,
         candidates=(
@@ -129,8 +155,19 @@ def verify(
             Candidate("prepared float", subjects.prepared_bytes, times[1]),
             Candidate("output", subjects.output_bytes, times[2]),
         ),
-        notes=notes + _warnings(comparison.facts(), None if elsewhere else latency),
+        notes=notes + _warnings(outputs, None if elsewhere else latency),
+        int8_share=share,
+        unproven=unproven,
     )
+
+
+def _unproven(plan: QuantPlan, samples: int, state: Mapping[str, str] | None) -> str:
+    """Why the samples do not tell how far chance may go; empty where they may."""
+    if plan.empty:
+        return "nothing was quantized: the output is the source"
+    if state:
+        return "the steps of one sequence are no independent samples"
+    return "one sample tells nothing of others" if samples == 1 else ""
 
 
 def _unmeasured(subjects: Subjects, notes: tuple[str, ...]) -> Measured:
@@ -198,8 +235,7 @@ def _compare(
         expected, found = sessions[0].run(feeds[0]), sessions[2].run(feeds[1])
         for loop, outputs in zip(loops, (expected, found), strict=True):
             loop.keep(outputs)
-        comparison.add(batch.feed, expected, found)
-        comparison.samples += batch.count
+        comparison.add(batch.feed, expected, found, batch.count)
         if batch.labels is not None:
             judging.update(batch.feed, batch.labels, expected, found)
         if progress is not None:

@@ -153,6 +153,7 @@ class TestQuantize:
             ("calibrate", 8, 16),
             ("calibrate", 15, 16),
             ("calibrate", 16, 16),
+            ("search", 1, 0),
             ("verify", 4, 4),
         ]
 
@@ -196,7 +197,7 @@ class TestErrors:
     ) -> None:
         """A broken output is onnxq's fault, and says so."""
         broken = build("net (float[1] x) => (float[1] y) { y = NoSuchOperator (x) }")
-        monkeypatch.setattr("onnxq.api.pipeline._rewrite", lambda _draft: broken)
+        monkeypatch.setattr("onnxq.api.pipeline.apply_plan", lambda _draft: broken)
         with pytest.raises(SelfCheckError, match=r"NoSuchOperator.*a bug in onnxq"):
             onnxq.quantize(folder / "net.onnx", recipe=recipe, output=folder / "made.onnx")
         assert not (folder / "made.onnx").exists()

@@ -11,6 +11,7 @@ import pytest
 from onnxq.data import Preprocess
 from onnxq.errors import RecipeError
 from onnxq.plan import (
+    Budgets,
     CalibrationSettings,
     DataSettings,
     LayerRule,
@@ -21,6 +22,8 @@ from onnxq.plan import (
     load_recipe,
     recipe_schema,
 )
+from onnxq.plan.recipe import parse_recipe
+from onnxq.types import Precision
 
 WHOLE = """
 precision = "int8"
@@ -222,3 +225,24 @@ def test_a_right_recipe_stays_as_it_is() -> None:
         data=DataSettings(preprocess=Preprocess(scale=2.0)),
     )
     assert checked(recipe) == recipe
+
+
+class TestAuto:
+    def test_means_that_nothing_is_said(self) -> None:
+        """One form of it, so that both have the same digest."""
+        said, silent = parse_recipe("precision = 'auto'", "r"), parse_recipe("", "r")
+        assert said.precision is None
+        assert said == silent
+        assert said.digest() == silent.digest()
+        assert (said.usual, said.precisions) == (Precision.INT8, (Precision.INT8,))
+        assert checked(Recipe(precision="auto")).precision is None
+
+    def test_is_no_precision_of_layers(self) -> None:
+        with pytest.raises(RecipeError, match="'auto'"):
+            parse_recipe("[[layers]]\nop = 'Conv'\nprecision = 'auto'", "r")
+
+
+def test_limits_of_accuracy() -> None:
+    budgets = Budgets(max_drop=0.0, min_agreement=0.9, max_size_ratio=0.5, min_int8=0.5)
+    assert budgets.of_accuracy == {"max_drop": 0.0, "min_agreement": 0.9}
+    assert Budgets(min_sqnr=25).of_accuracy == {"min_sqnr": 25}

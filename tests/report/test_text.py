@@ -84,6 +84,21 @@ def info(name: str, op: str, role: Role, reason: Reason | None = None) -> NodeIn
 
 class TestReceipt:
     @WIDTHS
+    def test_gates_tell_their_bounds(self, width: int) -> None:
+        gates = (
+            Gate("max_drop", 0.01, 0.0, True, 0.0045),
+            Gate("min_agreement", 0.99, 1.0, False, 0.97, "100 samples do not prove it"),
+            Gate("min_int8", 0.9, 0.5, False, note=f"1 of 2 do; {ODD}: it is odd"),
+        )
+        text = shown(receipt_view(replace(RECEIPT, gates=gates)), width)
+        for words in (
+            "budget max_drop 0.01: 0 (at most 0.0045 with 95% confidence), kept",
+            "budget min_agreement 0.99: 1 (at least 0.97 with 95% confidence), missed: 100 samples",
+            f"budget min_int8 0.9: 0.5, missed: 1 of 2 do; {ODD}: it is odd",
+        ):
+            assert words in text, (words, text)
+
+    @WIDTHS
     def test_says_what_matters(self, width: int) -> None:
         text = shown(receipt_view(RECEIPT), width)
         for word in (
@@ -131,6 +146,22 @@ class TestReceipt:
         text = shown(receipt_view(replace(RECEIPT, measured=measured, gates=())))
         for word in ("top1", "latency", "SQNR", "budget", "None", "planned nodes"):
             assert word not in text
+
+    @pytest.mark.parametrize(
+        ("precision", "one", "two"),
+        [
+            ("int8-dynamic", "1 quantizes its inputs while it runs", "2 quantize their inputs"),
+            ("fp16", "1 computes in float16", "2 compute in float16"),
+            ("int4-weights", "1 with 4 bit weights", "2 with 4 bit weights"),
+        ],
+    )
+    def test_one_node_and_several(self, precision: str, one: str, two: str) -> None:
+        nodes = tuple(NodePlan(name, "MatMul", Precision(precision)) for name in "ab")
+        measured = replace(MEASURED, int8_coverage=None)
+        for count, words in ((1, one), (2, two)):
+            plan = QuantPlan("cpu-x86", nodes[:count], {})
+            text = shown(receipt_view(replace(RECEIPT, plan=plan, measured=measured)))
+            assert f"of {count} nodes {words}" in text
 
     def test_gate_without_a_value(self) -> None:
         gate = Gate("min_speedup", 1.5, None, False)

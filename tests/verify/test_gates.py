@@ -8,8 +8,7 @@ import msgspec
 import pytest
 
 from onnxq.plan import Budgets
-from onnxq.runtime import Coverage
-from onnxq.verify import Gate, Measured, OutputFacts, check_gates
+from onnxq.verify import Gate, Int8Share, Measured, OutputFacts, check_gates
 
 # budget, a limit that the made-up figures keep, one that they miss, and what was measured
 CASES = [
@@ -18,7 +17,7 @@ CASES = [
     ("min_sqnr", 15, 25, 20.0),  # of the worst output
     ("min_agreement", 0.95, 0.99, 0.98),
     ("min_speedup", 1.5, 2.5, 2.0),  # against the prepared float model, not the source
-    ("min_int8", 0.8, 0.95, 0.9),
+    ("min_int8", 0.8, 0.95, 0.9),  # of all layers that could, not of those planned
 ]
 
 
@@ -83,6 +82,6 @@ def test_agreement_needs_scores(measured: Callable[..., Measured]) -> None:
     assert only_gate("min_agreement", 0.1, only_boxes).value is None
 
 
-def test_coverage_of_no_planned_node(measured: Callable[..., Measured]) -> None:
-    gate = only_gate("min_int8", 0.5, measured(int8_coverage=Coverage(0, 0, ())))
+def test_no_layer_that_could_run_as_int8(measured: Callable[..., Measured]) -> None:
+    gate = only_gate("min_int8", 0.5, measured(int8_share=Int8Share(0, 0, ())))
     assert not gate.passed

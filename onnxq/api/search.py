@@ -1,0 +1,371 @@
+"""``searched``: a draft whose plan was found by measurement."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from msgspec.structs import replace as with_fields
+
+from onnxq.api.job import Job
+from onnxq.api.shelf import Shelf
+from onnxq.api.stages import Draft, draw
+from onnxq.data import Batch, Reader
+from onnxq.graph import sha256
+from onnxq.plan import Budgets, Recipe
+from onnxq.runtime import Session, StateLoop, default_target, environment
+from onnxq.sensitivity import Evaluator, analyze, recipe_for
+from onnxq.sensitivity.fastest import Fastest, find_fastest
+from onnxq.sensitivity.journal import Journal
+from onnxq.sensitivity.limits import Limits, limits_of
+from onnxq.sensitivity.maker import Maker, key_of
+from onnxq.sensitivity.options import CountOptions, Options, SizeOptions
+from onnxq.sensitivity.plans import Subject
+from onnxq.sensitivity.search import Found, NoiseOf, Trials, search_plan
+from onnxq.sensitivity.storage import stored
+from onnxq.sensitivity.values import FrontPoint
+from onnxq.targets import get_target
+from onnxq.types import Feed, Precision
+from onnxq.verify import Candidate, Gate, MetricChoice, Receipt, check_gates
+
+# Evaluation samples: as many as the float model runs in these seconds, between the two numbers.
+_SECONDS, _LEAST, _MOST = 1.5, 16, 512
+# Samples that the noise of single layers is measured on.
+_NOISE_SAMPLES = 16
+# A difference in speed that nobody notices.
+_SAME_SPEED, _MOST_NOISE = 0.02, 0.1
+_USUAL = "asked of every model that has no budget of its own"
+# Noise of half the amplitude.
+_HALF_DB = 20 * math.log10(2)
+_OF_ACCURACY = ("max_drop", "min_sqnr", "min_agreement")
+_HELP = (
+    "no plan keeps {limits}: more calibration samples, another --calibrator, or training "
+    "(quantization-aware) may help"
+)
+# What a search may choose where the recipe leaves it open.
+_AUTO = (Precision.INT8, Precision.INT8_DYNAMIC)
+_SMALL = (Precision.INT8_WEIGHTS, Precision.INT4_WEIGHTS)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A draft with the plan that a search found.
+
+    Attributes:
+        draft: The draft.
+        candidates: What was tried.
+        limits: What the plan may lose at most.
+        within: Whether it does, and as much less as it was told to.
+        trials: The samples that it was judged by, and what was measured.
+        front: The best plans from the cheapest to all float; empty where the first one did.
+    """
+
+    draft: Draft
+    candidates: tuple[Candidate, ...]
+    limits: Limits
+    within: bool
+    trials: Trials
+    front: tuple[FrontPoint, ...] = ()
+
+
+def objective_of(recipe: Recipe) -> str:
+    """What the best plan is: what the recipe says, or latency unless it names a precision."""
+    if recipe.objective is not None:
+        return recipe.objective
+    return "latency" if recipe.precision is None else "int8-everywhere"
+
+
+def wants_search(recipe: Recipe, drafted: Draft) -> bool:
+    """Whether a plan is to be found by measurement.
+
+    It is where there is something to choose, and samples to judge it with: a precision, a fastest
+    or a smallest plan, or layers that go back to float for a budget on accuracy.
+    """
+    budgets = recipe.budgets
+    limited = any(
+        v is not None for v in (budgets.max_drop, budgets.min_sqnr, budgets.min_agreement)
+    )
+    if drafted.test is None or drafted.plan.empty or not drafted.source.fits_one_file:
+        return False
+    return limited or recipe.objective == "size" or recipe.precision is None or _timed(recipe)
+
+
+def _timed(recipe: Recipe) -> bool:
+    """Whether the best plan is the fastest one, and that can be measured."""
+    return objective_of(recipe) == "latency" and recipe.verify.seconds > 0 and _runs_here(recipe)
+
+
+def searched(drafted: Draft, job: Job, metric: MetricChoice) -> Searched:
+    """Find the best plan for a draft.
+
+    Args:
+        drafted: The model, its ranges, and its samples.
+        job: What is wanted. Its recipe is the one before it was completed.
+        metric: The metric for labelled samples.
+
+    Raises:
+        OnnxqError: See ``onnxq.errors`` for the tree.
+    """
+    reader, drafted = _samples(drafted)
+    recipe, view = drafted.recipe, drafted.prepared.view()
+    journal = _journal(reader, drafted, job)
+    if "samples" not in journal:
+        journal.put("samples", _count(reader, drafted))
+    evaluator = Evaluator(
+        drafted.prepared,
+        _batches(reader, journal.get("samples", int), recipe, job.seed),
+        metric=metric,
+        judge=recipe.verify.output,
+        state=recipe.data.state,
+        threads=recipe.verify.threads,
+    )
+    target = get_target(recipe.target or default_target())
+    subject = Subject(view, drafted.census, drafted.ranges.tensors, recipe, target)
+    limits = limits_of(recipe.budgets, evaluator.floating)
+    trials = Trials(Maker(drafted.prepared, subject), evaluator, limits, journal, job.progress)
+    return _search(drafted, job, trials, limits)
+
+
+def searched_nearer(found: Searched, job: Job) -> Searched:
+    """Search for a plan that loses half as much as may be lost, and as what was found loses.
+
+    For when more is lost on other samples. Of a few samples often no answer changes at all, so that
+    the noise is to fall too: answers that change are about proportional to its amplitude.
+
+    Raises:
+        OnnxqError: See ``onnxq.errors`` for the tree.
+    """
+    limits = found.trials.limits.tightened(0.5)
+    known = found.trials.attempts[key_of(found.draft.plan)].loss.sqnr_db
+    if known is not None:
+        least = known + _HALF_DB
+        limits = with_fields(limits, min_sqnr=max(least, limits.min_sqnr or least))
+    trials = replace(found.trials, limits=limits, attempts={}, assignments={})
+    return _search(found.draft, job, trials, found.limits)
+
+
+def _search(drafted: Draft, job: Job, trials: Trials, limits: Limits) -> Searched:
+    noise_of = _Noise(drafted, trials.evaluator, trials, job).of
+    feed = _complete_feed(drafted, trials.evaluator.batches[0])
+    found, fastest = _find(trials, feed, noise_of, job.recipe, drafted)
+    return Searched(
+        replace(drafted, plan=found.plan),
+        _candidates(found, fastest),
+        limits,
+        found.within,
+        trials,
+        found.front,
+    )
+
+
+def _find(
+    trials: Trials, feed: Feed, noise_of: NoiseOf, asked: Recipe, drafted: Draft
+) -> tuple[Found, Fastest | None]:
+    objective, recipe = objective_of(asked), drafted.recipe
+    if _timed(asked):
+        fastest = find_fastest(
+            trials,
+            feed,
+            noise_of,
+            _precisions(asked, drafted),
+            storage=asked.precision is None,
+            threads=recipe.verify.threads,
+            seconds=recipe.verify.seconds,
+        )
+        return fastest.found, fastest
+    options: Options
+    if objective == "size" and asked.precision is None:
+        options = SizeOptions({p: _weights(trials.maker, p) for p in _SMALL})
+    else:
+        precision = recipe.usual
+        options = CountOptions(_nodes(trials.maker, precision), precision)
+    found = search_plan(trials, options, noise_of)
+    if objective == "latency" and asked.precision is None:
+        found = stored(trials, found, noise_of)
+    return found, None
+
+
+def _precisions(asked: Recipe, drafted: Draft) -> tuple[Precision, ...]:
+    if asked.precision is not None:
+        return (asked.usual,)
+    return _AUTO if drafted.ranges.tensors else (Precision.INT8_DYNAMIC,)
+
+
+def _weights(maker: Maker, precision: Precision) -> dict[str, int]:
+    """Values in the weights of every node that can have a precision."""
+    view, names = maker.view, _able(maker, precision)
+    found = {}
+    for node in maker.subject.census.nodes:
+        if node.name in names:
+            arrays = [view.constant(stored.tensor) for stored in node.stored]
+            found[node.name] = sum(array.size for array in arrays if array is not None)
+    return found
+
+
+def _able(maker: Maker, precision: Precision) -> set[str]:
+    """The nodes that can have a precision, or what comes nearest to it."""
+    nearest = (Precision.INT8_WEIGHTS,) if precision is Precision.INT8_DYNAMIC else ()
+    return set(maker.whole(precision).named(precision, *nearest)) - maker.pins
+
+
+def _nodes(maker: Maker, precision: Precision) -> dict[str, float]:
+    """What it costs that a node stays float: 1, and a little for its weights."""
+    sizes = _weights(maker, precision)
+    most = max(sizes.values(), default=1) or 1
+    names = _able(maker, precision)
+    return {name: 1.0 + 1e-3 * sizes.get(name, 0) / most for name in names}
+
+
+def _runs_here(recipe: Recipe) -> bool:
+    target = get_target(recipe.target or default_target())
+    return target.provider == get_target(default_target()).provider
+
+
+def _samples(drafted: Draft) -> tuple[Reader, Draft]:
+    """The samples that plans are judged by, and the draft with those that prove the result."""
+    assert drafted.test is not None
+    if drafted.judging is None:
+        judging, proving = drafted.test.split(0.5)
+        return judging, replace(drafted, test=proving)
+    return drafted.judging, drafted
+
+
+def _journal(reader: Reader, drafted: Draft, job: Job) -> Journal:
+    """What was found by the same run before."""
+    facts = (
+        sha256(drafted.source), job.recipe.digest(), reader.digest(), job.seed, environment(),
+    )  # fmt: skip
+    shelf = Shelf.of(job.cache / "plans", facts, certain=False) if job.cache is not None else None
+    return Journal(shelf.journal if shelf is not None else None, repr(facts))
+
+
+def _complete_feed(drafted: Draft, batch: Batch) -> Feed:
+    view = drafted.prepared.view()
+    return StateLoop(drafted.recipe.data.state, view.inputs, view.output_names).complete(batch.feed)
+
+
+def _count(reader: Reader, drafted: Draft) -> int:
+    """As many samples as the float model runs in a given time."""
+    first = next(reader.batches(drafted.recipe.data.batch_size))
+    session = Session(drafted.prepared, threads=drafted.recipe.verify.threads)
+    feed = _complete_feed(drafted, first)
+    session.run(feed)
+    started = time.perf_counter()
+    session.run(feed)
+    each = (time.perf_counter() - started) / max(first.count, 1)
+    return int(min(max(_SECONDS / max(each, 1e-9), _LEAST), _MOST))
+
+
+def _batches(reader: Reader, samples: int, recipe: Recipe, seed: int) -> list[Batch]:
+    return list(draw(reader, samples, recipe, seed).batches(recipe.data.batch_size))
+
+
+class _Noise:
+    """The noise that every layer makes alone, found when it is asked for."""
+
+    def __init__(self, drafted: Draft, evaluator: Evaluator, trials: Trials, job: Job) -> None:
+        self._drafted, self._trials, self._job = drafted, trials, job
+        few, count = [], 0
+        for batch in evaluator.batches:
+            if count < _NOISE_SAMPLES:
+                few.append(batch)
+                count += batch.count
+        self._batches = few
+
+    def of(self, precision: Precision, names: Collection[str]) -> dict[str, float]:
+        """Noise energy per unit of signal at the worst output, by layer."""
+        journal = self._trials.journal
+        known = f"noise {precision}"
+        found: dict[str, float] = {}
+        if known in journal:
+            found = journal.get(known, dict[str, float])
+        missing = [name for name in names if name not in found]
+        if missing:
+            # what has no noise of its own, such as a Relu, is known to have none
+            found |= dict.fromkeys(missing, 0.0) | self._measure(precision, missing)
+            journal.put(known, found)
+        return found
+
+    def _measure(self, precision: Precision, names: Collection[str]) -> dict[str, float]:
+        subject, recipe = self._trials.maker.subject, self._drafted.recipe
+        evaluator = Evaluator(
+            self._drafted.prepared,
+            self._batches,
+            state=recipe.data.state,
+            threads=recipe.verify.threads,
+        )
+        report = analyze(
+            self._drafted.prepared,
+            subject.census,
+            subject.ranges,
+            recipe_for(recipe, precision),
+            subject.target,
+            evaluator,
+            [precision],
+            method="screen",
+            rest=False,
+            layers=names,
+            workers=self._job.workers,
+            progress=self._job.progress,
+        )
+        return {
+            layer.name: 10 ** (-layer.only.sqnr_db / 10)
+            for layer in report.layers
+            if layer.only.sqnr_db is not None
+        }
+
+
+def _candidates(found: Found, fastest: Fastest | None) -> tuple[Candidate, ...]:
+    listed, chosen = [], key_of(found.plan)
+    for attempt in found.attempts:
+        timed = fastest.times.get(attempt.key) if fastest is not None else None
+        loss = attempt.loss
+        listed.append(
+            Candidate(
+                attempt.name,
+                None,
+                timed.ms if timed is not None else None,
+                timed.ratio if timed is not None else None,
+                attempt.nodes,
+                loss.sqnr_db,
+                loss.agreement,
+                loss.metric,
+                attempt.within,
+                attempt.key == chosen,
+            )
+        )
+    return tuple(listed)
+
+
+def keeps_limits(receipt: Receipt) -> bool:
+    """Whether the proof holds: what may be lost is not lost on samples nobody searched with."""
+    return all(gate.passed for gate in receipt.gates if gate.name in _OF_ACCURACY)
+
+
+def with_search(receipt: Receipt, found: Searched, asked: Recipe) -> Receipt:
+    """The receipt with what was tried, and gates for what was asked beside the budgets."""
+    measured = receipt.measured
+    gates = receipt.gates
+    if found.limits.usual:
+        usual = Budgets(
+            max_drop=found.limits.max_drop,
+            min_sqnr=found.limits.min_sqnr,
+            min_agreement=found.limits.min_agreement,
+        )
+        gates += tuple(with_fields(gate, note=_USUAL) for gate in check_gates(usual, measured))
+    latency = measured.latency
+    if objective_of(asked) == "latency" and latency is not None and not asked.allow_slower:
+        least = 1 - min(max(_SAME_SPEED, latency.noise), _MOST_NOISE)
+        passed = latency.ratio_prepared >= least
+        note = "" if passed else "nothing that was tried is faster; --allow-slower takes it so"
+        gates += (Gate("not_slower", least, latency.ratio_prepared, passed, note=note),)
+    receipt = with_fields(receipt, gates=gates)
+    notes = () if keeps_limits(receipt) else (_HELP.format(limits=found.limits),)
+    measured = with_fields(
+        measured,
+        candidates=measured.candidates + found.candidates,
+        notes=measured.notes + notes,
+    )
+    return with_fields(receipt, measured=measured)

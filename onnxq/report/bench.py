@@ -1,0 +1,101 @@
+"""Latencies of models and of their nodes, as tables."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from onnxq.runtime.bench import BenchReport, NodeTime
+
+Sort = Literal["time", "gain"]
+
+
+def bench_view(
+    report: BenchReport, *, sort: Sort = "time", top: int | None = None
+) -> RenderableType:
+    """The models, then the nodes if they were measured.
+
+    Args:
+        report: What was found.
+        sort: The nodes that take longest in the first model come first, or those that gain most in
+            the last.
+        top: The most nodes to show; what is left is summed up in one line. All if None.
+    """
+    parts: list[RenderableType] = [_models(report), Text(_how(report))]
+    if report.too_noisy:
+        parts.append(
+            Text(
+                f"the machine was too noisy to tell (±{report.noise:.0%}): measure longer with "
+                "--seconds, or when it does less else",
+                style="yellow",
+            )
+        )
+    if report.nodes:
+        parts += [Text(), _nodes(report, sort, top), Text(_explained(report), style="dim")]
+    return Group(*parts)
+
+
+def _models(report: BenchReport) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("model", overflow="fold")
+    for title in ("median", "quartiles", "speed"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for index, model in enumerate(report.models):
+        speed = f"{model.speed:.2f}x (±{model.noise:.0%})" if index else "1"
+        table.add_row(
+            escape(model.model), f"{model.ms:.3g} ms", f"{model.low:.3g} to {model.high:.3g}", speed
+        )
+    return table
+
+
+def _how(report: BenchReport) -> str:
+    threads = "1 thread" if report.threads == 1 else f"{report.threads} threads"
+    feed = "made-up samples" if report.made_up else "samples of the data"
+    return f"batch {report.batch} ({feed}), {threads}, {report.rounds} interleaved rounds"
+
+
+def _nodes(report: BenchReport, sort: Sort, top: int | None) -> Table:
+    both, total = len(report.models) > 1, report.total(0)
+    nodes = sorted(report.nodes, key=lambda node: -_key(node, sort))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("node", overflow="fold", min_width=16)
+    table.add_column("operator", no_wrap=True)
+    figures = ("first µs", "second µs", "gain", "share") if both else ("µs", "share")
+    for title in figures:
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("second is" if both else "kernel", no_wrap=True)
+    for node in nodes[:top]:
+        cells = [escape(node.name), escape(node.op), *_figures(node.us, total)]
+        table.add_row(*cells, node.kernels[-1] or "-")
+    if left := nodes[top:] if top is not None else []:
+        sums = tuple(sum(n.us[i] or 0.0 for n in left) for i in range(len(report.conversions)))
+        table.add_row(f"and {len(left)} more", "", *_figures(sums, total), style="dim")
+    table.add_row("conversions", "", *_figures(report.conversions, total))
+    totals = tuple(report.total(index) for index in range(len(report.conversions)))
+    table.add_row("all", "", *_figures(totals, total), style="bold")
+    return table
+
+
+def _key(node: NodeTime, sort: Sort) -> float:
+    return node.gain if sort == "gain" else node.us[0] or 0.0
+
+
+def _figures(us: tuple[float | None, ...], total: float) -> list[str]:
+    """Times, what is gained, and the first one's share."""
+    cells = ["-" if value is None else f"{value:.0f}" for value in us]
+    if len(us) > 1:
+        cells.append(f"{(us[0] or 0.0) - (us[-1] or 0.0):+.0f}")
+    return [*cells, f"{(us[0] or 0.0) / total:.1%}" if total else "-"]
+
+
+def _explained(report: BenchReport) -> str:
+    lines = "medians under ONNX Runtime's profiler, in whole microseconds; share: of all kernels"
+    if len(report.models) > 1:
+        lines += f" of the first model\nfirst: {report.models[0].model}"
+        lines += f"\nsecond: {report.models[1].model}"
+    return lines

@@ -1,0 +1,184 @@
+"""``Evaluator``: what models lose against the float model, on samples that stay the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxq.data import Batch
+from onnxq.graph import GraphView, Model
+from onnxq.runtime import Session, StateLoop
+from onnxq.sensitivity.values import Loss
+from onnxq.types import Array
+from onnxq.verify import Comparison, Judging, MetricChoice, scores_outputs
+
+Outputs = dict[str, Array]
+
+
+class Evaluator:
+    """Holds samples and the float model's answers; judges other models by them.
+
+    Memory holds the samples and their outputs, and does not grow with what is judged.
+
+    Args:
+        model: The prepared float model.
+        batches: The evaluation samples.
+        metric: The metric for labelled samples.
+        judge: The output that ``top1`` is taken of; found when None.
+        state: Input by output that is fed back; batches are then steps of one sequence.
+        threads: Threads inside an operator.
+
+    Attributes:
+        batches: The evaluation samples, as given.
+        samples: How many samples there are.
+        threads: Threads inside an operator.
+        state: Input by output that is fed back.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        batches: Sequence[Batch],
+        *,
+        metric: MetricChoice | None = None,
+        judge: str | None = None,
+        state: Mapping[str, str] | None = None,
+        threads: int = 1,
+    ) -> None:
+        self.batches = tuple(batches)
+        self.samples = sum(batch.count for batch in self.batches)
+        self._metric, self._judge = metric or MetricChoice(), judge
+        self.state, self.threads = dict(state or {}), threads
+        self._model: Model | None = model
+
+    def few(self, samples: int) -> Evaluator:
+        """An evaluator of some of the samples, taken evenly from all batches.
+
+        Of a sequence they are the first ones. Batches whose size the model fixes stay whole.
+        """
+        if self.samples <= samples:
+            return self
+        assert self._model is not None
+        view = self._model.view()
+        each = max(1, samples // len(self.batches))
+        step = 1 if self.stateful else max(1, len(self.batches) // samples)
+        chosen: list[Batch] = []
+        for batch in self.batches[::step]:
+            if sum(one.count for one in chosen) < samples:
+                chosen.append(batch if self.stateful else rows_of(view, batch, each))
+        return Evaluator(
+            self._model,
+            chosen,
+            metric=self._metric,
+            judge=self._judge,
+            state=self.state,
+            threads=self.threads,
+        )
+
+    @property
+    def metric_name(self) -> str:
+        """Name of the metric, whether samples have labels or not."""
+        return self._metric.name
+
+    def __getstate__(self) -> dict[str, object]:
+        """For a worker process: the float model's answers instead of the model."""
+        expected = self.expected
+        return {**self.__dict__, "_model": None, "expected": expected}
+
+    @cached_property
+    def expected(self) -> tuple[Outputs, ...]:
+        """What the float model answers, batch by batch; it runs when this is first asked for.
+
+        Raises:
+            RuntimeFailure: It fails on a sample.
+        """
+        assert self._model is not None
+        return tuple(self.answers(self._model))
+
+    @property
+    def stateful(self) -> bool:
+        """Whether samples are the steps of a sequence whose states are fed back."""
+        return bool(self.state)
+
+    def answers(self, model: Model, *, fuse_pairs: bool = True) -> Iterable[Outputs]:
+        """What a model answers, batch by batch; its states, if any, are fed back."""
+        session = Session(model, threads=self.threads, fuse_pairs=fuse_pairs)
+        view = model.view()
+        loop = StateLoop(self.state, view.inputs, view.output_names)
+        for batch in self.batches:
+            outputs = session.run(loop.complete(batch.feed))
+            loop.keep(outputs)
+            yield outputs
+
+    def loss(self, model: Model, *, fuse_pairs: bool = True) -> Loss:
+        """What a model with the same inputs and outputs loses; see ``Session`` for the option."""
+        return self.judge(self.answers(model, fuse_pairs=fuse_pairs))
+
+    def judge(self, found: Iterable[Outputs]) -> Loss:
+        """What answers lose that were computed elsewhere, batch by batch in order."""
+        comparison, judging = Comparison(), Judging(self._metric, self._judge)
+        divergence: dict[str, list[float]] = {}
+        for batch, expected, outputs in zip(self.batches, self.expected, found, strict=True):
+            comparison.add(batch.feed, expected, outputs)
+            if batch.labels is not None:
+                judging.update(batch.feed, batch.labels, expected, outputs)
+            for name in scores_outputs(expected, batch.feed):
+                rows = kl_divergence(expected[name], outputs[name])
+                divergence.setdefault(name, []).extend(rows.tolist())
+        facts = comparison.facts().values()
+        metric = judging.facts(self.samples)
+        ratios = [f.sqnr_db for f in facts if f.sqnr_db is not None]
+        agreements = [f.top1_agreement for f in facts if f.top1_agreement is not None]
+        return Loss(
+            sqnr_db=min(ratios, default=None),
+            kl=max((float(np.mean(rows)) for rows in divergence.values()), default=None),
+            agreement=min(agreements, default=None),
+            metric=metric.output if metric is not None else None,
+        )
+
+    @cached_property
+    def floating(self) -> Loss:
+        """What the float model itself loses: nothing, but it shows what can be measured."""
+        return self.judge(self.expected)
+
+    def float_metric(self) -> float | None:
+        """The metric of the float model itself; None without labels."""
+        return self.floating.metric
+
+
+def rows_of(view: GraphView, batch: Batch, count: int) -> Batch:
+    """The first samples of a batch; all of it where they cannot be told apart."""
+    free = all(spec.shape and not isinstance(spec.shape[0], int) for spec in view.inputs)
+    by_row = all(array.shape[:1] == (batch.count,) for array in batch.feed.values())
+    if batch.count <= count or not (free and by_row):
+        return batch
+    feed = {name: array[:count] for name, array in batch.feed.items()}
+    labels = None if batch.labels is None else batch.labels[:count]
+    return Batch(feed, labels, count, batch.numbers[:count])
+
+
+def kl_divergence(expected: Array, found: Array) -> NDArray[np.float64]:
+    """Kullback-Leibler divergence of every row, in nats.
+
+    Args:
+        expected: Scores or probabilities, float, of shape (samples, classes).
+        found: The same of another model.
+
+    Returns:
+        float64 of shape (samples,): ``sum p log(p / q)``, with p of ``expected``.
+    """
+    log_p, log_q = _log_probabilities(expected), _log_probabilities(found)
+    divergence: NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(1)
+    return np.maximum(divergence, 0.0)
+
+
+def _log_probabilities(scores: Array) -> NDArray[np.float64]:
+    values: NDArray[np.float64] = scores.astype(np.float64)
+    if (values >= 0).all() and np.allclose(values.sum(1), 1.0, atol=1e-2):
+        values = np.log(np.maximum(values, 1e-12))
+    shifted = values - values.max(1, keepdims=True)
+    found: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return found

@@ -1,0 +1,81 @@
+"""``race``: which of several models is the fastest, by runs that take turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from onnxq.graph import Model
+from onnxq.runtime import Session, measure_latency
+from onnxq.types import Feed
+
+# A model that is slower than the best by more than this and by more than the noise is out.
+_BEHIND = 0.03
+_LAPS = 3
+
+
+class Time(msgspec.Struct, frozen=True):
+    """How fast a model ran beside the prepared float model.
+
+    Attributes:
+        ms: Median milliseconds of a run.
+        ratio: Of the float model's time to this one's: above 1 this one is faster.
+        noise: How far the ratio may be off by chance, relative to it.
+    """
+
+    ms: float
+    ratio: float
+    noise: float
+
+
+def race(
+    floating: Model,
+    models: Mapping[str, Model],
+    feed: Feed,
+    *,
+    threads: int = 1,
+    seconds: float = 3.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Time]:
+    """Time models beside the float model; those that fall behind leave early.
+
+    Args:
+        floating: The prepared float model.
+        models: The others, by name.
+        feed: What all are fed.
+        threads: Threads inside an operator.
+        seconds: About how long to measure in all.
+        progress: Called with (laps done, laps).
+
+    Returns:
+        The time of every model, measured the longer the faster it is.
+
+    Raises:
+        RuntimeFailure: A model cannot be loaded, or fails on the feed.
+    """
+    reference = Session(floating, threads=threads)
+    sessions = {name: Session(model, threads=threads) for name, model in models.items()}
+    times: dict[str, Time] = {}
+    for lap in range(_LAPS):
+        times.update(_lap(reference, sessions, feed, seconds / _LAPS))
+        best = max(times[name].ratio for name in sessions) if sessions else 0.0
+        sessions = {
+            name: session
+            for name, session in sessions.items()
+            if times[name].ratio * (1 + _BEHIND + times[name].noise) >= best
+        }
+        if progress is not None:
+            progress(lap + 1, _LAPS)
+    return times
+
+
+def _lap(
+    reference: Session, sessions: Mapping[str, Session], feed: Feed, seconds: float
+) -> dict[str, Time]:
+    running: Sequence[Session] = [reference, *sessions.values()]
+    found = measure_latency(running, feed, seconds=seconds)
+    return {
+        name: Time(found.ms[i], found.ratio(0, i), found.noise(0, i))
+        for i, name in enumerate(sessions, start=1)
+    }

@@ -1,0 +1,103 @@
+"""Shared fixtures: all that it takes to analyse a model, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from onnxq.data import Batch
+from onnxq.graph import Model
+from onnxq.ops import Census, classify
+from onnxq.plan import Recipe, tensors_to_observe
+from onnxq.runtime import TappedSession
+from onnxq.sensitivity import Evaluator, SensitivityReport, analyze
+from onnxq.sensitivity.analyze import KEPT_BYTES
+from onnxq.sensitivity.facts import look
+from onnxq.sensitivity.plans import Subject
+from onnxq.sensitivity.spread import Roll
+from onnxq.sensitivity.work import Work
+from onnxq.targets import get_target
+from onnxq.types import Feed, Precision, TensorRange, TensorSpec
+
+
+@dataclass(frozen=True)
+class Study:
+    """A model, samples, and what a plan is made of."""
+
+    model: Model
+    census: Census
+    ranges: dict[str, TensorRange]
+    recipe: Recipe
+    evaluator: Evaluator
+
+    @property
+    def subject(self) -> Subject:
+        target = get_target(self.census.target)
+        return Subject(self.model.view(), self.census, self.ranges, self.recipe, target)
+
+    def work(self, *precisions: Precision, screen: bool = False, rest: bool = True) -> Work:
+        return Work(self.subject, precisions, screen=screen, rest=rest)
+
+    def rolls(self, work: Work, *, kept_bytes: int = KEPT_BYTES) -> list[Roll]:
+        sight = look(self.model, self.evaluator)
+        budget = kept_bytes * sight.samples // self.evaluator.samples
+        return work.rolls(self.model, self.evaluator.expected[0], sight, (), budget)
+
+    def analyze(self, *precisions: Precision, **options) -> SensitivityReport:
+        return analyze(
+            self.model, self.census, self.ranges, self.recipe,
+            get_target(self.census.target), self.evaluator, precisions, **options,
+        )  # fmt: skip
+
+
+def _array(spec: TensorSpec, samples: int, rng: np.random.RandomState) -> np.ndarray:
+    shape = [axis if isinstance(axis, int) else samples for axis in spec.shape or ()]
+    if spec.dtype == "bool":
+        return np.ones(shape, bool)
+    if spec.dtype == "int64":
+        return rng.randint(0, 4, shape)
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def make_noise(model: Model, batches: int = 2, samples: int = 4) -> list[Batch]:
+    """Batches of normal noise."""
+    rng, view = np.random.RandomState(0), model.view()
+    feeds: list[Feed] = [
+        {spec.name: _array(spec, samples, rng) for spec in view.inputs} for _ in range(batches)
+    ]
+    return [Batch(feed, None, samples, np.arange(samples)) for feed in feeds]
+
+
+@pytest.fixture(scope="session")
+def noise() -> Callable[..., list[Batch]]:
+    return make_noise
+
+
+@pytest.fixture(scope="session")
+def study() -> Callable[..., Study]:
+    """Calibrate on the evaluation samples themselves."""
+
+    def run(
+        model: Model,
+        batches: Sequence[Batch] | None = None,
+        recipe: Recipe | None = None,
+        target: str = "cpu-x86",
+        **rest,
+    ) -> Study:
+        batches, recipe = batches or make_noise(model), recipe or Recipe()
+        view = model.view()
+        census = classify(view, get_target(target))
+        taps = tensors_to_observe(view, census, recipe)
+        ends: dict[str, list[float]] = {tensor: [np.inf, -np.inf] for tensor in taps}
+        session = TappedSession(model, taps, state=rest.get("state")) if taps else None
+        for batch in batches if session is not None else ():
+            for tensor, values in session.read(batch.feed).items():
+                lo, hi = ends[tensor]
+                ends[tensor] = [min(lo, float(values.min())), max(hi, float(values.max()))]
+        ranges = {t: TensorRange(lo, hi, lo, hi) for t, (lo, hi) in ends.items()}
+        return Study(model, census, ranges, recipe, Evaluator(model, batches, **rest))
+
+    return run
