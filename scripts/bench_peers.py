@@ -41,9 +41,9 @@ from sweep import Feeds, open_session, score_modules, write_feeds
 from tasks import Task, module_task, shipped_task
 
 import onnxq
-from onnxq.graph import forget_inferred, write_bytes
+from onnxq.graph import Model, forget_inferred, write_bytes
 from onnxq.plan import DataSettings, Recipe, VerifySettings
-from onnxq.runtime import Session, environment, measure_latency, prepare
+from onnxq.runtime import Session, environment, measure_models, prepare
 from onnxq.types import Feed
 from onnxq.verify import Comparison
 
@@ -173,7 +173,8 @@ class Workshop:
     def _quantize(self, objective: str | None, output: Path) -> str:
         recipe = Recipe(objective=objective, data=DataSettings(batch_size=self._task.batch))
         if objective is not None:
-            recipe = Recipe(objective=objective, data=recipe.data, verify=VerifySettings(seconds=0))
+            verify = VerifySettings(seconds=0)
+            recipe = Recipe(precision="int8", objective=objective, data=recipe.data, verify=verify)
         try:
             result = onnxq.quantize(
                 self._task.model, data=self._task.data, recipe=recipe, output=output
@@ -218,15 +219,17 @@ def bench(task: Task, folder: Path, pythons: dict[str, str], seconds: float) -> 
     shop = Workshop(task, folder, pythons)
     shop.prepare()
     forms = {form.name: form for form in (Form(FLOAT), Form(PREPARED), *shop.make_all())}
-    sessions: dict[str, Session] = {}
+    models: dict[str, Model] = {}
     expected = None
     for name, form in forms.items():
         if form.why:
             continue
         say(f"{task.model.stem}: score of {name}")
         try:
-            sessions[name] = Session(onnxq.load(shop.path(name)))
-            outputs = [sessions[name].run(feed) for feed in task.test]
+            models[name] = onnxq.load(shop.path(name))
+            session = Session(models[name])
+            outputs = [session.run(feed) for feed in task.test]
+            del session
             expected = expected or outputs
             forms[name] = replace(
                 form,
@@ -238,21 +241,21 @@ def bench(task: Task, folder: Path, pythons: dict[str, str], seconds: float) -> 
         except Exception as error:
             if name in (FLOAT, PREPARED):
                 raise
-            sessions.pop(name, None)
+            models.pop(name, None)
             forms[name] = Form(name, f"fails: {type(error).__name__}: {error}"[:200], form.made_in)
-    say(f"{task.model.stem}: latency of {len(sessions)} forms")
-    found, ratio = timed(forms, sessions, task.test[0], seconds)
+    say(f"{task.model.stem}: latency of {len(models)} forms")
+    found, ratio = timed(forms, models, task.test[0], seconds)
     forms |= found
     owes, notes = judge(task, forms, ratio)
     return Result(task.model.stem, task.batch, list(forms.values()), owes, notes)
 
 
 def timed(
-    forms: dict[str, Form], sessions: dict[str, Session], feed: Feed, seconds: float
+    forms: dict[str, Form], models: dict[str, Model], feed: Feed, seconds: float
 ) -> tuple[dict[str, Form], Ratio]:
-    """The forms that have a session with their latency, and how to compare any two of them."""
-    names = list(sessions)
-    latency = measure_latency(list(sessions.values()), feed, seconds=seconds)
+    """The forms that have a model with their latency, and how to compare any two of them."""
+    names = list(models)
+    latency = measure_models(list(models.values()), feed, seconds=seconds)
 
     def ratio(slow: str, fast: str) -> tuple[float, float]:
         pair = names.index(slow), names.index(fast)

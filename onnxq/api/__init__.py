@@ -13,6 +13,7 @@ from onnxq.api.job import (
     with_test_data,
 )
 from onnxq.api.pipeline import Result, quantize, receipt_path, run
+from onnxq.api.plans import PlanSearch, search_plan
 from onnxq.api.quantizer import LayerParameters, PTQQuantizer, Quantizer
 from onnxq.api.ranges import (
     calibrate_model,
@@ -35,6 +36,7 @@ __all__ = [
     "LayerParameters",
     "Origin",
     "PTQQuantizer",
+    "PlanSearch",
     "Progress",
     "Quantizer",
     "Result",
@@ -57,6 +59,7 @@ __all__ = [
     "run_sensitivity",
     "save",
     "save_ranges",
+    "search_plan",
     "usual_precision",
     "with_data",
     "with_metric",

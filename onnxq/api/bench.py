@@ -17,7 +17,7 @@ from onnxq.runtime import (
     Latency,
     Session,
     environment,
-    measure_latency,
+    measure_models,
     profile_models,
     synthetic_feed,
 )
@@ -70,14 +70,14 @@ def bench_models(
     sessions = [Session(model, threads=threads) for model in loaded]
     _check_inputs(sessions, loaded)
     feed, batch = _feed(sessions[0].inputs, data, batch_size)
+    del sessions  # their memory, before others are opened
     shown = partial(progress, "latency") if progress is not None else None
     try:
-        latency = measure_latency(sessions, feed, seconds=seconds, progress=shown)
+        latency = measure_models(loaded, feed, threads=threads, seconds=seconds, progress=shown)
     except RuntimeFailure as error:
         if data is not None:
             raise
         raise RuntimeFailure(f"made-up samples do not do here: {error}", "give --data") from error
-    del sessions  # the profiler opens its own
     nodes: tuple[NodeTime, ...] = ()
     conversions: tuple[float, ...] = ()
     if per_layer:

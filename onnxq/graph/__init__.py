@@ -23,6 +23,7 @@ from onnxq.graph.normalize import (
     restore_identity,
 )
 from onnxq.graph.opset import MINIMUM_OPSET, SMALL_TYPES_OPSET
+from onnxq.graph.pools import name_pools
 from onnxq.graph.retype import TYPELESS, FloatPorts, float_ports, narrow
 from onnxq.graph.strip import Place, Tolerance, difference, strip
 from onnxq.graph.view import GraphView, InnerUse, NodeView, Use
@@ -54,6 +55,7 @@ __all__ = [
     "load",
     "move_model",
     "name_nodes",
+    "name_pools",
     "narrow",
     "normalize",
     "read_tensor",

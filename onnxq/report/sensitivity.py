@@ -229,12 +229,12 @@ def _front(report: SensitivityReport) -> list[str]:
     if len(told) < 2:
         return [f"nothing is faster than float ({ms:.3g} ms)" for ms, _ in told]
     (least, fastest), (most, slowest) = told[0], told[-1]
-    assert fastest.loss is not None
+    ratio = _sqnr(fastest.loss)
+    loses = "" if ratio is None else f"SQNR {db(ratio)} dB, "
     return [
-        f"{len(told)} plans from {least:.3g} ms ({_said(report, fastest.loss)}; "
-        f"{len(fastest.kept_float)} layers in float) to {most:.3g} ms "
-        f"({len(slowest.kept_float)} in float), none of which is beaten in both; "
-        "--html draws them, --json names their layers"
+        f"{len(told)} plans from {least:.3g} ms ({loses}{len(fastest.kept_float)} layers in float) "
+        f"to {most:.3g} ms ({len(slowest.kept_float)} in float), none beaten in both; "
+        "--html draws them"
     ]
 
 

@@ -1,7 +1,7 @@
 """Run models: sessions, taps, timing, and preparing. The only place that knows onnxruntime."""
 
 from onnxq.runtime.coverage import Coverage, int8_coverage
-from onnxq.runtime.latency import Latency, measure_latency
+from onnxq.runtime.latency import Latency, measure_latency, measure_models
 from onnxq.runtime.machine import cache_folder, default_target, environment
 from onnxq.runtime.prepare import prepare, synthetic_feed
 from onnxq.runtime.profile import Profile, profile_models
@@ -21,6 +21,7 @@ __all__ = [
     "environment",
     "int8_coverage",
     "measure_latency",
+    "measure_models",
     "prepare",
     "profile_models",
     "synthetic_feed",

@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 import msgspec
 import numpy as np
 
+from onnxq.graph import Model
 from onnxq.runtime.session import Session
 from onnxq.types import Feed
 
 WARM_UP = 3
+# How often sessions are opened; once where opening takes longer than measuring.
+OPENINGS, _LARGE = 3, 200_000_000
 LEAST_ROUNDS, MOST_ROUNDS = 9, 400
 # A run shorter than this is repeated inside a round: clocks and schedulers are too coarse for it.
 LEAST_SPAN = 0.002
@@ -24,11 +27,13 @@ class Latency(msgspec.Struct, frozen=True):
         ms: Median milliseconds of one run, per model.
         rounds: How many rounds were measured; in a round every model runs.
         samples: Milliseconds by model and round.
+        openings: Rounds per opening of the sessions, in their order; empty for a single one.
     """
 
     ms: tuple[float, ...]
     rounds: int
     samples: tuple[tuple[float, ...], ...]
+    openings: tuple[int, ...] = ()
 
     def ratio(self, numerator: int, denominator: int) -> float:
         """Median over the rounds of one model's time divided by another's."""
@@ -41,13 +46,25 @@ class Latency(msgspec.Struct, frozen=True):
         return float((high - low) / 2 / middle)
 
     def noise(self, numerator: int, denominator: int) -> float:
-        """Four standard errors of the median ratio, relative to it.
+        """How far the median ratio may be off by chance, relative to it.
 
-        For normal noise the quartiles lie 0.6745 deviations from the median, whose standard
-        error is 1.2533 deviations over the square root of the rounds.
+        Four standard errors: for normal noise the quartiles lie 0.6745 deviations from the median,
+        whose standard error is 1.2533 deviations over the square root of the rounds. Where sessions
+        were opened several times, half the range of the openings' medians, if that is more: what
+        one opening has by chance, such as where its memory lies, every round of it has.
         """
         deviation = self.spread(numerator, denominator) / 0.6745
-        return float(4 * 1.2533 * deviation / np.sqrt(self.rounds))
+        within = float(4 * 1.2533 * deviation / np.sqrt(self.rounds))
+        medians = [float(np.median(part)) for part in self._parts(numerator, denominator)]
+        between = (max(medians) - min(medians)) / 2 / self.ratio(numerator, denominator)
+        return max(within, between)
+
+    def _parts(self, numerator: int, denominator: int) -> list[list[float]]:
+        ratios, parts, start = self._ratios(numerator, denominator), [], 0
+        for rounds in self.openings or (self.rounds,):
+            parts.append(ratios[start : start + rounds])
+            start += rounds
+        return parts
 
     def _ratios(self, numerator: int, denominator: int) -> list[float]:
         pairs = zip(self.samples[numerator], self.samples[denominator], strict=True)
@@ -89,6 +106,52 @@ def measure_latency(
         tuple(float(np.median(times)) * 1e3 for times in samples),
         len(samples[0]),
         tuple(tuple(t * 1e3 for t in times) for times in samples),
+    )
+
+
+def measure_models(
+    models: Sequence[Model],
+    feed: Feed,
+    *,
+    threads: int = 1,
+    seconds: float,
+    progress: Callable[[int, int], None] | None = None,
+) -> Latency:
+    """Open models and run them in turn, and all of that several times.
+
+    Five sessions of one small model differ by up to 9 % as long as they live, whatever the rounds:
+    where their memory lies is chance. So sessions are opened anew, each time in another order.
+
+    Args:
+        models: The models to compare.
+        feed: What they are fed.
+        threads: Threads inside an operator.
+        seconds: About how long to measure in all.
+        progress: Called with (percent of the time, 100).
+
+    Raises:
+        RuntimeFailure: A model cannot be loaded, or fails on the feed.
+    """
+    large = sum(model.weight_bytes for model in models) > _LARGE
+    count = 1 if large else OPENINGS
+    parts: list[Latency] = []
+    for number in range(count):
+        shift = number * max(1, len(models) // count) % len(models)
+        order = [*range(shift, len(models)), *range(shift)]
+        sessions = {index: Session(models[index], threads=threads) for index in order}
+
+        def tell(done: int, total: int, number: int = number) -> None:
+            if progress is not None:
+                progress((100 * number + 100 * done // total) // count, 100)
+
+        running = [sessions[index] for index in range(len(models))]
+        parts.append(measure_latency(running, feed, seconds=seconds / count, progress=tell))
+    samples = tuple(tuple(t for part in parts for t in part.samples[i]) for i in range(len(models)))
+    return Latency(
+        tuple(float(np.median(times)) for times in samples),
+        sum(part.rounds for part in parts),
+        samples,
+        tuple(part.rounds for part in parts) if count > 1 else (),
     )
 
 

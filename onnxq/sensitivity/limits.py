@@ -17,7 +17,7 @@ USUAL_DROP, USUAL_AGREEMENT, USUAL_DB = 0.01, 0.97, 30.0
 # Answers may agree by luck where the scores behind them are far off.
 USUAL_SCORES_DB = 20.0
 # Answers that change for each that is lost; the proof on labelled samples has the last word.
-_CHANGES = 2.0
+_CHANGES = 4.0
 
 
 class Limits(msgspec.Struct, frozen=True):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import msgspec
 
 from onnxq.graph import Model
-from onnxq.runtime import Session, measure_latency
+from onnxq.runtime import measure_models
 from onnxq.types import Feed
 
 # A model that is slower than the best by more than this and by more than the noise is out.
 _BEHIND = 0.03
-_LAPS = 3
+_LAPS = 2
 
 
 class Time(msgspec.Struct, frozen=True):
@@ -54,15 +54,15 @@ def race(
     Raises:
         RuntimeFailure: A model cannot be loaded, or fails on the feed.
     """
-    reference = Session(floating, threads=threads)
-    sessions = {name: Session(model, threads=threads) for name, model in models.items()}
+    left = dict(models)
     times: dict[str, Time] = {}
     for lap in range(_LAPS):
-        times.update(_lap(reference, sessions, feed, seconds / _LAPS))
-        best = max(times[name].ratio for name in sessions) if sessions else 0.0
-        sessions = {
-            name: session
-            for name, session in sessions.items()
+        if left:
+            times |= _lap(floating, left, feed, threads, seconds / _LAPS)
+        best = max((times[name].ratio for name in left), default=0.0)
+        left = {
+            name: model
+            for name, model in left.items()
             if times[name].ratio * (1 + _BEHIND + times[name].noise) >= best
         }
         if progress is not None:
@@ -71,11 +71,10 @@ def race(
 
 
 def _lap(
-    reference: Session, sessions: Mapping[str, Session], feed: Feed, seconds: float
+    floating: Model, models: Mapping[str, Model], feed: Feed, threads: int, seconds: float
 ) -> dict[str, Time]:
-    running: Sequence[Session] = [reference, *sessions.values()]
-    found = measure_latency(running, feed, seconds=seconds)
+    found = measure_models([floating, *models.values()], feed, threads=threads, seconds=seconds)
     return {
         name: Time(found.ms[i], found.ratio(0, i), found.noise(0, i))
-        for i, name in enumerate(sessions, start=1)
+        for i, name in enumerate(models, start=1)
     }

@@ -267,7 +267,7 @@ class _Search:
         unable = {n.name: _rest(n.reason.sentence) for n in whole.nodes if n.reason is not None}
         found = {}
         for node in self._trials.maker.subject.census.nodes:
-            if node.name in assignment:
+            if node.name in assignment or not (node.quantizable or node.stored):
                 continue
             precision = cheapest.get(node.name)
             noise = self._alone.get(precision, {}).get(node.name) if precision else None

@@ -17,7 +17,7 @@ from onnxq.runtime import (
     Session,
     StateLoop,
     int8_coverage,
-    measure_latency,
+    measure_models,
     synthetic_feed,
 )
 from onnxq.targets import get_target
@@ -117,15 +117,15 @@ def verify(
         steps = 1 if state else batch_size
         feed = _compare(sessions, loops, reader, steps, comparison, judging, progress)
         notes += judging.notes + comparison.notes()
+    del sessions  # their memory, before others are opened
     try:
-        latency, times = _latency(sessions, feed, threads, seconds, progress)
+        latency, times = _latency(subjects, feed, threads, seconds, progress)
     except RuntimeFailure as error:
         if feed is not None:
             raise
         latency, times = None, (None, None, None)
         notes += (f"no data, and a made-up feed does not do to measure latency with: {error}",)
     wanted = [n.name for n in plan.nodes if n.precision is Precision.INT8]
-    del sessions  # coverage opens another one
     target = get_target(plan.target)
     elsewhere = target.provider != PROVIDER
     if elsewhere:
@@ -244,7 +244,7 @@ def _compare(
 
 
 def _latency(
-    sessions: list[Session],
+    subjects: Subjects,
     feed: Feed | None,
     threads: int,
     seconds: float,
@@ -252,10 +252,11 @@ def _latency(
 ) -> tuple[LatencyFacts | None, tuple[float | None, float | None, float | None]]:
     if seconds <= 0:
         return None, (None, None, None)
-    feed = feed if feed is not None else synthetic_feed(sessions[0].inputs)
+    feed = feed if feed is not None else synthetic_feed(subjects.source.view().inputs)
     first = next(iter(feed.values()), np.zeros(1))
     report = partial(progress, "latency") if progress is not None else None
-    found = measure_latency(sessions, feed, seconds=seconds, progress=report)
+    models = (subjects.source, subjects.prepared, subjects.output)
+    found = measure_models(models, feed, threads=threads, seconds=seconds, progress=report)
     facts = LatencyFacts(
         source_ms=found.ms[0],
         output_ms=found.ms[2],

@@ -75,6 +75,11 @@ def test_times_are_there_when_wanted() -> None:
     assert conv
     assert all(row.float_ms and row.quantized_ms for row in conv)
     assert any("profiled on this machine" in note for note in found.notes)
+    built = [point for point in found.front if point.loss is not None]
+    assert {row.name for row in found.layers} == set(built[-1].kept_float)
+    assert built[-1].loss.sqnr_db == 200.0
+    assert all(point.ms for point in built)
+    assert quick.front == ()
     elsewhere = msgspec.structs.replace(timed, target="tensorrt")
     found = analyze(method="screen", recipe=elsewhere)
     assert all(row.float_ms is None for row in found.layers)

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from onnxq.errors import RuntimeFailure
 from onnxq.report import sensitivity_page
 from onnxq.report.html import shorten
-from onnxq.sensitivity import SensitivityReport
+from onnxq.sensitivity import Loss, SensitivityReport
 
 pytest.importorskip("jinja2")
 pytest.importorskip("plotly")
@@ -101,9 +101,14 @@ def test_figures_of_the_charts(page: Page, report: SensitivityReport) -> None:
     assert data["rows"][0]["noise"] == pytest.approx(10)  # 20 dB: a tenth of the signal
     assert data["rows"][0]["recovered_db"] == pytest.approx(10.4)
     assert [bar[0] for bar in data["bars"]] == ["noise", "drop", "kl", "recovered_db", "saved_ms"]
-    assert [(p["ms"], p["measured"], p["quality"]) for p in data["front"]] == [
-        (0.71, True, 0.92), (0.8, False, 0.97),  # the third was not built: nothing to draw
+    assert [(p["ms"], p["measured"]) for p in data["front"]] == [
+        (0.71, True), (0.8, False),  # the third was not built: nothing to draw
     ]  # fmt: skip
+    assert [p["drop"] for p in data["front"]] == pytest.approx([7, 2])  # points below 0.99
+    assert [loss[0] for loss in data["losses"]] == ["noise", "drop"]
+    same = replace(report, front=(replace(report.front[0], loss=Loss(200.0)),))
+    (point,) = Page(sensitivity_page(same)).data["front"]
+    assert point["noise"] == 0  # the float model itself
     assert data["weights"]["/stem/conv"]["counts"] == [1, 20, 300, 40, 0, 2]
 
 
@@ -236,6 +241,10 @@ def test_opens_without_errors_and_without_a_network(tab: Tab, report: Sensitivit
     assert tab.names() == [layer.name for layer in report.layers]
     assert tab.bars() == [layer.name for layer in report.layers]
     assert tab.run("return document.querySelectorAll('#front .point').length") == 2
+    titles = (
+        "return [...document.querySelectorAll('#front .infolayer text')].map(t => t.textContent)"
+    )
+    assert any("filled: measured, open: predicted" in title for title in tab.run(titles))
     assert tab.errors() == []
     assert tab.requests() == []
 
@@ -333,3 +342,35 @@ def test_dark_and_light(browser: Any, tab: Tab) -> None:
     assert page < 150 < 600 < min(ink, chart)
     page, ink, chart = brightness("light")
     assert max(ink, chart) < 150 < 600 < page
+
+
+def test_the_front_shows_another_loss(tab: Tab) -> None:
+    drawn = "return document.getElementById('front').data[0].y"
+    assert tab.run(drawn) == pytest.approx([100 * 10**-0.93, 100 * 10**-1.45])  # 18.6 and 29 dB
+    tab.run(
+        "const l = document.getElementById('loss'); l.value = 'drop';"
+        "l.dispatchEvent(new Event('change'))"
+    )
+    assert tab.run(drawn) == pytest.approx([7, 2])
+
+
+def test_names_stand_above_the_bars_of_a_phone(browser: Any, tab: Tab) -> None:
+    """Bars have most of the width there, names are whole, and nothing is wider than the screen."""
+    widest = (
+        "return Math.max(...[...document.querySelectorAll('#bars .point path')]"
+        ".map(p => p.getBoundingClientRect().width))"
+    )
+    size = {"width": 390, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        until = time.monotonic() + 10
+        while tab.bars() and time.monotonic() < until:  # the labels beside the bars go
+            time.sleep(0.05)
+        assert tab.bars() == []
+        names = "document.querySelectorAll('#bars .annotation-text')"
+        assert tab.run(f"return [...{names}].map(t => t.textContent)") == tab.names()
+        assert tab.run(widest) > 200
+        assert tab.run("return document.documentElement.scrollWidth") <= 390
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert tab.errors() == []

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from onnxq.report import sensitivity_view, to_csv, to_markdown
 from onnxq.report.sensitivity import COLUMNS, noise_share
-from onnxq.sensitivity import SensitivityReport
+from onnxq.sensitivity import Loss, SensitivityReport
 from onnxq.types import Precision
 
 
@@ -90,6 +90,16 @@ class TestTable:
         for title in ("drop", "saves ms", "all but"):
             assert title not in said
         assert "SQNR dB" in said
+
+    def test_the_front_in_one_line(self, report: SensitivityReport) -> None:
+        first, second, third = report.front
+        third = replace(third, loss=Loss(200.0), ms=1.3)  # the second was not timed
+        said = " ".join(text(replace(report, front=(first, second, third)), width=400).split())
+        assert "2 plans from 0.71 ms (SQNR 18.6 dB, 0 layers in float)" in said
+        assert "to 1.3 ms (2 in float)" in said
+        alone = text(replace(report, front=(third,)), width=190)
+        assert "nothing is faster than float (1.3 ms)" in alone
+        assert "latency against accuracy" not in text(replace(report, front=()), width=190)
 
     def test_no_layers(self, report: SensitivityReport) -> None:
         assert "there is no layer to quantize" in text(replace(report, layers=()))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onnxq.data import Batch
-from onnxq.graph import Model
+from onnxq.graph import Editor, Model
 from onnxq.ops import Census, classify
 from onnxq.plan import Recipe, tensors_to_observe
 from onnxq.runtime import TappedSession
@@ -101,3 +101,22 @@ def study() -> Callable[..., Study]:
         return Study(model, census, ranges, recipe, Evaluator(model, batches, **rest))
 
     return run
+
+
+def plant_channel(model: Model, first: str, second: str, channel: int, factor: float) -> Model:
+    """Make a channel between two convolutions larger; the second undoes it."""
+    view, editor = model.view(), Editor(model)
+    w, b = (view.constant(t).copy() for t in view.by_name[first].inputs[1:3])
+    v = view.constant(view.by_name[second].inputs[1]).copy()
+    w[channel] *= factor
+    b[channel] *= factor
+    v[:, channel] /= factor
+    for node, port, values in ((first, 1, w), (first, 2, b), (second, 1, v)):
+        editor.redirect(node, port, editor.add_constant(f"{node}/{port}/planted", values))
+    return editor.finish()
+
+
+@pytest.fixture(scope="session")
+def plant() -> Callable[..., Model]:
+    """Make both layers at a tensor fragile: all other channels share the scale of the large one."""
+    return plant_channel

@@ -13,7 +13,7 @@ import pytest
 
 from onnxq import make_job
 from onnxq.api.stages import draft
-from onnxq.graph import Editor, Model, load
+from onnxq.graph import Model, load
 from onnxq.numerics import fake_quantize
 from onnxq.plan import LayerRule, Recipe
 from onnxq.rewrite import rewrite
@@ -201,21 +201,8 @@ def test_labels_give_a_metric(build, study, noise) -> None:
 # Which layers come first.
 
 
-def plant(model: Model, first: str, second: str, channel: int, factor: float) -> Model:
-    """Make a channel between two convolutions larger; the second undoes it."""
-    view, editor = model.view(), Editor(model)
-    w, b = (view.constant(t).copy() for t in view.by_name[first].inputs[1:3])
-    v = view.constant(view.by_name[second].inputs[1]).copy()
-    w[channel] *= factor
-    b[channel] *= factor
-    v[:, channel] /= factor
-    for node, port, values in ((first, 1, w), (first, 2, b), (second, 1, v)):
-        editor.redirect(node, port, editor.add_constant(f"{node}/{port}/planted", values))
-    return editor.finish()
-
-
 @pytest.mark.parametrize("method", ["exact", "screen"])
-def test_a_planted_fragile_layer_comes_first(study, noise, method) -> None:
+def test_a_planted_fragile_layer_comes_first(study, noise, plant, method) -> None:
     """All other channels share the scale of the large one: the two layers at that tensor suffer."""
     model = prepare(load(MODELS / "mnist_cnn.onnx"))
     pair = ("/features/features.3/Conv", "/features/features.6/Conv")

@@ -80,7 +80,7 @@ class TestLimits:
 
     def test_a_drop_without_labels_is_a_limit_on_changed_answers(self) -> None:
         found = limits_of(Budgets(max_drop=0.01), Loss(sqnr_db=200, agreement=1.0))
-        assert found.min_agreement == pytest.approx(0.98)
+        assert found.min_agreement == pytest.approx(0.96)  # four changes for a mistake
         assert found.max_drop is None
 
     @pytest.mark.parametrize(
