@@ -118,3 +118,11 @@ def ranges_of() -> Callable[..., dict[str, TensorRange]]:
 def saturates() -> bool:
     """True on a processor that adds products of uint8 and int8 in saturating 16 bits."""
     return default_target() == "cpu-x86-avx2"
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """What one test measured is not known to the next, nor to the user's own runs."""
+    monkeypatch.setenv("ONNXQ_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -19,7 +19,7 @@ from onnxq.plan.recipe import parse_recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples/README.md"]
-EXAMPLES = ["quantize_from_python.py", "stages.py", "mixed_precision.py"]
+EXAMPLES = ["quantize_from_python.py", "stages.py", "measured_plan.py", "mixed_precision.py"]
 
 
 @pytest.mark.parametrize("script", EXAMPLES)

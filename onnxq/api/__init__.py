@@ -12,7 +12,7 @@ from onnxq.api.job import (
     with_observer,
     with_test_data,
 )
-from onnxq.api.pipeline import Result, quantize, receipt_path, run
+from onnxq.api.pipeline import Result, planned, quantize, receipt_path, run
 from onnxq.api.plans import PlanSearch, search_plan
 from onnxq.api.quantizer import LayerParameters, PTQQuantizer, Quantizer
 from onnxq.api.ranges import (
@@ -51,6 +51,7 @@ __all__ = [
     "load_receipt",
     "make_job",
     "merge_ranges",
+    "planned",
     "quantize",
     "receipt_path",
     "replay",

@@ -163,6 +163,19 @@ def run(
     return Result(made, drafted.plan, receipt, path, drafted.census)
 
 
+def planned(model: str | Path | Model, job: Job) -> QuantPlan:
+    """The plan of a job, found by a search where the job wants one; nothing is made of it.
+
+    Raises:
+        OnnxqError: See ``onnxq.errors`` for the tree.
+    """
+    named, drafted = job.metric_from, draft(model, job)
+    if not wants_search(job.recipe, drafted):
+        return drafted.plan
+    metric = load_metric(job.recipe.verify.metric, allow_code=named.allow_code, base=named.base)
+    return searched(drafted, job, metric).draft.plan
+
+
 def _search(
     drafted: Draft, path: Path | None, job: Job, metric: MetricChoice
 ) -> tuple[Draft, Model, Receipt]:

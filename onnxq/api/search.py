@@ -110,7 +110,7 @@ def searched(drafted: Draft, job: Job, metric: MetricChoice) -> Searched:
     """
     reader, drafted = _samples(drafted)
     recipe, view = drafted.recipe, drafted.prepared.view()
-    journal = _journal(reader, drafted, job)
+    journal = _journal(reader, drafted, job, metric)
     if "samples" not in journal:
         journal.put("samples", _count(reader, drafted))
     evaluator = Evaluator(
@@ -183,7 +183,7 @@ def _find(
         options = CountOptions(_nodes(trials.maker, precision), precision)
     found = search_plan(trials, options, noise_of)
     if objective == "latency" and asked.precision is None:
-        found = stored(trials, found, noise_of)
+        found = stored(trials, found)
     return found, None
 
 
@@ -232,10 +232,11 @@ def _samples(drafted: Draft) -> tuple[Reader, Draft]:
     return drafted.judging, drafted
 
 
-def _journal(reader: Reader, drafted: Draft, job: Job) -> Journal:
+def _journal(reader: Reader, drafted: Draft, job: Job, metric: MetricChoice) -> Journal:
     """What was found by the same run before."""
     facts = (
-        sha256(drafted.source), job.recipe.digest(), reader.digest(), job.seed, environment(),
+        sha256(drafted.source), job.recipe.digest(), reader.digest(), job.seed,
+        metric.name, metric.code, job.prepare, environment(),
     )  # fmt: skip
     shelf = Shelf.of(job.cache / "plans", facts, certain=False) if job.cache is not None else None
     return Journal(shelf.journal if shelf is not None else None, repr(facts))

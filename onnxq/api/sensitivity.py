@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -86,8 +84,8 @@ def analyze_sensitivity(
         recipe: A recipe, the path of one, or ``preset:NAME``; without it, the one beside the
             model, if any. Layers that it keeps float are left out.
         precisions: What to try, such as ``["int8", "int4-weights"]``; the recipe's if empty.
-        method: ``exact`` runs every layer through to the outputs, alone quantized and alone float;
-            ``screen`` looks once at what comes out of each layer, and ranks them.
+        method: ``exact`` runs every layer through to the outputs, alone quantized and alone float,
+            and its parts; ``screen`` runs it alone as a whole, on fewer samples.
         samples: The most samples to judge with, drawn at random.
         workers: Who runs it; this process alone if None. A function of your own then has to be
             one that can be pickled.
@@ -98,7 +96,8 @@ def analyze_sensitivity(
         progress: Called with (stage, done, total).
 
     Returns:
-        One entry per layer and precision, the most sensitive first.
+        One entry per layer and precision, the most sensitive first; and where latency is
+        measured, the Pareto front of latency against accuracy.
 
     Raises:
         OnnxqError: See ``onnxq.errors`` for the tree.
@@ -273,7 +272,7 @@ def _shelf(source: Model, job: Job, wanted: Analysis, metric: MetricChoice) -> S
     data = _digests(source, job)
     facts = (
         sha256(source), job.recipe.digest(), data, job.seed, wanted.precisions, wanted.method,
-        wanted.samples, metric.name, _code(metric.function), environment(),
+        wanted.samples, metric.name, metric.code, environment(),
     )  # fmt: skip
     shelf = Shelf.of(wanted.cache / "sensitivity", facts, certain=data is not None)
     if shelf is not None and wanted.fresh:
@@ -292,12 +291,3 @@ def _digests(source: Model, job: Job) -> list[str] | None:
         elif data is not None:
             return None
     return found
-
-
-def _code(function: Callable[..., float] | None) -> str:
-    """The file that a metric is in, as a digest: with other code, it is another metric."""
-    try:
-        file = inspect.getsourcefile(function) if function is not None else None
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
-    except (TypeError, OSError):  # made by C code, or typed into an interpreter
-        return ""

@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
-from onnxq.api import draft, load_receipt, receipt_path, replay, run, usual_precision
+from onnxq.api import load_receipt, planned, receipt_path, replay, run, usual_precision
 from onnxq.calibrate import OBSERVERS
 from onnxq.cli.numbers import Number, Share
 from onnxq.cli.options import Overrides, check_weight_options, job_of, ranges_of, workers_of
@@ -21,6 +21,7 @@ from onnxq.data import FORMS
 from onnxq.errors import UsageError
 from onnxq.graph import check_writable
 from onnxq.report import plan_table, receipt_view
+from onnxq.runtime import cache_folder
 from onnxq.targets import TARGETS
 from onnxq.types import Form, Precision
 from onnxq.verify import Receipt
@@ -116,6 +117,7 @@ REPLAYED = (
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Draws the samples."
 )
 @click.option("--no-prepare", is_flag=True, help="Leave the float graph as it is.")
+@click.option("--fresh", is_flag=True, help="Measure anew what was measured before.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @click.option("--dry-run", is_flag=True, help="Show the plan; write nothing.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -123,9 +125,11 @@ REPLAYED = (
 def quantize(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands over any type
     """Quantize MODEL, and measure what came out.
 
-    Without data only the weights become int8. With data, activations do too, wherever the
-    target runs them as int8, and accuracy is measured on samples that calibration never saw.
-    Other precisions take --precision or a recipe. The receipt lies beside the output.
+    With data, the fastest mix of precisions inside the budgets on accuracy is found by
+    measurement, and proven on samples that neither calibration nor the search saw. Without
+    data only the weights become int8. --precision and --objective say otherwise. What was
+    measured stays in the cache ($ONNXQ_CACHE, or the user's); --fresh leaves it alone. The
+    receipt lies beside the output.
     """
     if options["from_receipt"] is not None:
         _replay(model, options)
@@ -152,11 +156,12 @@ def quantize(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands
             workers=workers,
             seed=options["seed"],
             prepare=not options["no_prepare"],
+            cache=None if options["fresh"] else cache_folder(),
             progress=bars,
         )
         check_weight_options(job, said)
         if options["dry_run"]:
-            plan = draft(model, job).plan
+            plan = planned(model, job)
         else:
             receipt = run(model, job, output=output, force=options["force"]).receipt
     if options["dry_run"]:

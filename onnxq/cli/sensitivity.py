@@ -51,7 +51,7 @@ def sensitivity() -> None:
     type=click.Choice(["exact", "screen"]),
     default="exact",
     show_default=True,
-    help="Run every layer through to the outputs, or look once at what comes out of each.",
+    help="Every layer alone, its parts, and all but it; or each alone, on at most 96 samples.",
 )
 @click.option("--metric", metavar="NAME", help="top1, or module:function(outputs, labels).")
 @click.option(

@@ -7,6 +7,7 @@ image. Runtimes have integer kernels for GlobalAveragePool, and none, or a slow 
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxq.graph.edit import Editor
 from onnxq.graph.model import Model
@@ -43,7 +44,18 @@ def name_pools(model: Model) -> Model:
         editor.replace(node.name, _POOL, node.inputs[:1])
     editor.sweep()
     count = f"{len(means)} mean{'s' if len(means) > 1 else ''}"
-    return editor.finish().with_notes(f"wrote {count} over whole images as {_POOL}")
+    new = editor.finish()
+    _tell_shapes(new.ir.graph)
+    return new.with_notes(f"wrote {count} over whole images as {_POOL}")
+
+
+def _tell_shapes(graph: ir.Graph) -> None:
+    """Type and shape of what a Squeeze reads now: a model that is cut there has to know them."""
+    for node in graph:
+        image, made = node.inputs[0] if node.inputs else None, node.outputs[0]
+        if node.op_type != _POOL or made.type is not None or image is None or image.shape is None:
+            continue
+        made.type, made.shape = image.type, ir.Shape([*list(image.shape)[:2], 1, 1])
 
 
 def _image(view: GraphView, tensor: str) -> tuple[int, int] | None:

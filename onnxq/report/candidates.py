@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.markup import escape
@@ -24,27 +24,41 @@ def candidates_table(candidates: Sequence[Candidate], metric: str | None) -> Tab
     tried = [candidate for candidate in candidates if candidate.within is not None]
     if not tried:
         return None
+    figures = {title: [show(candidate) for candidate in tried] for title, show in _FIGURES.items()}
+    figures[metric or ""] = [_number(candidate.metric, "{:.4f}") for candidate in tried]
+    shown = {title: texts for title, texts in figures.items() if any(texts)}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("tried")
     table.add_column("nodes")
-    for title in ("speed", "SQNR", "same class", *([metric] if metric else [])):
-        table.add_column(title, justify="right")
-    table.add_column("")
-    for candidate in tried:
-        figures = [
-            "" if candidate.ratio is None else f"{candidate.ratio:.2f}x",
-            "" if candidate.sqnr_db is None else f"{candidate.sqnr_db:.1f} dB",
-            "" if candidate.agreement is None else f"{candidate.agreement:.2%}",
-        ]
-        if metric:
-            figures.append("" if candidate.metric is None else f"{candidate.metric:.4f}")
-        verdict = "" if candidate.within else "[red]loses too much[/]"
-        if candidate.chosen:
-            verdict = "[green]chosen[/]" if candidate.within else "[yellow]chosen[/]"
-        table.add_row(escape(candidate.name), _nodes(candidate), *figures, verdict)
+    for title in shown:
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for row, candidate in enumerate(tried):
+        texts = [texts[row] for texts in shown.values()]
+        table.add_row(escape(candidate.name), _nodes(candidate), *texts, _verdict(candidate))
     return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+_FIGURES: dict[str, Callable[[Candidate], str]] = {
+    "speed": lambda candidate: _number(candidate.ratio, "{:.2f}x"),
+    "SQNR": lambda candidate: _number(candidate.sqnr_db, "{:.1f} dB"),
+    "same class": lambda candidate: _number(candidate.agreement, "{:.1%}"),
+}
+# Precisions, as short as a column takes them.
+_SHORT = {"int8-dynamic": "dynamic", "int8-weights": "w8", "int4-weights": "w4"}
+
+
+def _verdict(candidate: Candidate) -> str:
+    if candidate.chosen:
+        return "[green]chosen[/]" if candidate.within else "[yellow]chosen[/]"
+    return "" if candidate.within else "[red]too lossy[/]"
 
 
 def _nodes(candidate: Candidate) -> str:
     counts = {name: count for name, count in candidate.nodes.items() if name != "float"}
-    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "all float"
+    listed = (f"{count} {_SHORT.get(name, name)}" for name, count in counts.items())
+    return ", ".join(listed) or "all float"

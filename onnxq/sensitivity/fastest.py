@@ -17,7 +17,7 @@ from onnxq.types import Feed, Precision
 # Ratios closer than this are the same speed: the smaller file wins.
 _SAME = 0.02
 # Shares of the seconds that latency may take.
-_PROFILE, _RACE, _FINAL = 0.4, 0.6, 0.8
+_PROFILE, _RACE, _FINAL = 0.2, 0.4, 0.6
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class _Hunt:
 
     def _best(self, found: Found, others: Mapping[str, Assignment]) -> Found:
         """The fastest of what was found and all else inside the limits; of equals the smallest."""
-        final = {"found": found.assignment}
+        final = {"mix": found.assignment}
         keys = {key_of(self.trials.plan(a)): (name, a) for name, a in others.items()}
         within = {key for key, attempt in self.trials.attempts.items() if attempt.within}
         final |= dict(keys[key] for key in keys if key in within)
@@ -138,12 +138,10 @@ class _Hunt:
     def _stored(self, final: Mapping[str, Assignment]) -> dict[str, Assignment]:
         """The same plans, with int8 weights where their layers stay float."""
         found = {
-            name: with_storage(
-                self.trials, assignment, self.noise_of, f"{name}, other weights int8"
-            )
+            name: with_storage(self.trials, assignment, f"{name} + int8 weights")
             for name, assignment in final.items()
         }
-        alone = with_storage(self.trials, {}, self.noise_of, "int8 weights alone")
+        alone = with_storage(self.trials, {}, "int8 weights alone")
         return found | {"int8 weights alone": alone}
 
     def _ratio(self, assignment: Assignment) -> float:

@@ -19,7 +19,7 @@ from onnxq.sensitivity.options import Assignment, Options
 from onnxq.sensitivity.values import FrontPoint, Loss
 from onnxq.types import Precision
 
-# A search that gives layers back to integers stops after so many trials.
+# Layers are given back to integers in so many trials.
 _EXCHANGES = 8
 # The noise that some layers make, each alone in a precision.
 NoiseOf = Callable[[Precision, Collection[str]], Mapping[str, float]]
@@ -138,8 +138,9 @@ def search_plan(
     The cheapest plan of all is tried first. Where it loses too much, a unit of noise is given a
     price: the higher it is, the more of the layers that hurt most for what they save go back to
     float. Swept, it draws a ladder of plans, from the cheapest to all float, each the exact optimum
-    for its price; the first one within the limits is found by bisection. Then layers that the rung
-    below still had on integers are given back, as many as the limits allow.
+    for its price; the first one within the limits is found by steps that double, and bisection.
+    Then layers are given back to integers: first those that the rung below still had, then others
+    one by one, while the limits are kept.
 
     Args:
         trials: The model, the samples, and what may be lost.
@@ -170,7 +171,7 @@ class _Search:
         self._ladder = self._rungs()
         rung = self._climb()
         best = self._ladder[rung]
-        if rung > 0:
+        if self._reaches(rung) and rung > 0:
             best = self._give_back(best, self._ladder[rung - 1])
         return self._found(best)
 
@@ -204,7 +205,6 @@ class _Search:
                 high = middle
             else:
                 low = middle + 1
-        self._reaches(low)
         return low
 
     def _reaches(self, rung: int) -> bool:

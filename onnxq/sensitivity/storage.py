@@ -6,44 +6,46 @@ from dataclasses import replace
 
 from onnxq.plan import REFUSALS
 from onnxq.sensitivity.options import Assignment
-from onnxq.sensitivity.search import Found, NoiseOf, Trials
+from onnxq.sensitivity.search import Found, Trials
 from onnxq.types import Precision
 
-# How often the noisiest half of the layers is left out.
-_HALVINGS = 3
+# How many groups of layers are tried.
+_TRIALS = 12
 
 
-def with_storage(
-    trials: Trials, assignment: Assignment, noise_of: NoiseOf, name: str
-) -> Assignment:
+def with_storage(trials: Trials, assignment: Assignment, name: str) -> Assignment:
     """An assignment whose float layers store int8 weights, as many as the limits allow.
+
+    All are tried together first. A group that loses too much is cut in two, so that few layers are
+    left out where few are to blame.
 
     Args:
         trials: The model, the samples, and what may be lost.
         assignment: Precisions by node; nodes that are missing compute in float.
-        noise_of: The noise that every layer makes alone.
         name: What the result is called where it is told what was tried.
 
     Returns:
         The assignment itself where it is not within the limits, or no weights help.
     """
     floating = [name for name in _storable(trials) if name not in assignment]
-    if not floating or (assignment and not trials.attempt(name, assignment).within):
+    if assignment and not trials.attempt(name, assignment).within:
         return assignment
-    for number in range(_HALVINGS):
-        stored = assignment | dict.fromkeys(floating, Precision.INT8_WEIGHTS)
+    best, left = assignment, [floating]
+    for _ in range(_TRIALS):
+        if not any(left):
+            break
+        group = left.pop(0)
+        stored = best | dict.fromkeys(group, Precision.INT8_WEIGHTS)
         if trials.attempt(name, stored).within:
-            return stored
-        if number == 0:
-            noise = noise_of(Precision.INT8_WEIGHTS, floating)
-            floating.sort(key=lambda name: noise.get(name, 0.0))
-        floating = floating[: len(floating) // 2]
-    return assignment
+            best = stored
+        elif len(group) > 1:
+            left += [group[: len(group) // 2], group[len(group) // 2 :]]
+    return best
 
 
-def stored(trials: Trials, found: Found, noise_of: NoiseOf) -> Found:
+def stored(trials: Trials, found: Found) -> Found:
     """What was found, with int8 weights where its layers stay float."""
-    assignment = with_storage(trials, found.assignment, noise_of, "other weights int8")
+    assignment = with_storage(trials, found.assignment, "+ int8 weights")
     if assignment == found.assignment:
         return found
     tried = tuple(trials.attempts.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -145,6 +147,15 @@ class MetricChoice:
         if self.base is None:
             return MetricChoice, (self.name, self.function)
         return _named_again, (self.name, self.base)
+
+    @property
+    def code(self) -> str:
+        """Digest of the file that the function is in: with other code, it is another metric."""
+        try:
+            file = inspect.getsourcefile(self.function) if self.function is not None else None
+            return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+        except (TypeError, OSError):  # made by C code, or typed into an interpreter
+            return ""
 
     def make(self, judged: str | None) -> Metric | None:
         """A fresh metric; None for ``top1`` when no output can be judged by it."""

@@ -61,6 +61,7 @@ def half(outputs, labels):
 def nan(outputs, labels):
     return float("nan")
 """
+NAMED = 'precision = "int8"\n'
 QUICK = "[verify]\nseconds = 0\n"
 
 
@@ -124,7 +125,7 @@ def _write_recipes(folder: Path) -> None:
     for name, text in recipes.items():
         (folder / f"{name}.toml").write_text(text)
     found = {
-        "found_data": 'precision = "int8"\n[data]\ncalibration = "../bad_input_code.py:feeds"\n' + QUICK,
+        "found_data": NAMED + "[data]\ncalibration = '../bad_input_code.py:feeds'\n" + QUICK,
         "found_metric": f'{QUICK}metric = "bad_input_code:half"\n',
     }
     for name, text in found.items():

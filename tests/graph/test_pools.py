@@ -43,7 +43,7 @@ LEFT = {
 def test_computes_the_same(body, opset, held) -> None:
     before = model(body, opset, held=held)
     after = name_pools(before)
-    assert [node.op for node in after.view().nodes][0] == "GlobalAveragePool"
+    assert after.view().nodes[0].op == "GlobalAveragePool"
     assert "n" in after.view().by_name
     (expected,) = ReferenceEvaluator(serialize(before)).run(None, {"x": X})
     found = Session(after).run({"x": X})["y"]
@@ -59,3 +59,11 @@ def test_other_means_are_left(body, shape) -> None:
 
 def test_it_is_told() -> None:
     assert "1 mean over whole images" in name_pools(model(SAME["mean"][0])).notes[-1]
+
+
+def test_what_a_squeeze_reads_has_a_type() -> None:
+    """A part of the model may begin there."""
+    view = name_pools(model(SAME["mean without its axes"][0])).view()
+    (squeeze,) = [node for node in view.nodes if node.op == "Squeeze"]
+    pooled = squeeze.inputs[0]
+    assert (view.dtype(pooled), view.shape(pooled)) == ("float32", ("N", 3, 1, 1))

@@ -18,7 +18,7 @@ from onnxq.targets import get_target
 MODEL = """
 <ir_version: 10, opset_import: ["" : 17]>
 g (float[1,4,4,4] x) => (float[1,4,4,4] y, float[1,4,4,4] z)
-<float[4,4,1,1] w = {%s}> {
+<float[4,4,1,1] w = {WEIGHTS}> {
   [a] a = Conv (x, w)
   [r] r = Relu (a)
   [b] b = Conv (r, w)
@@ -28,7 +28,7 @@ g (float[1,4,4,4] x) => (float[1,4,4,4] y, float[1,4,4,4] z)
   [d] z = Conv (s, w)
   [e] y = Conv (t, w)
 }
-""" % ",".join(["0.5"] * 16)
+""".replace("WEIGHTS", ",".join(["0.5"] * 16))
 ABLE = ("a", "r", "b", "c", "s", "d", "e")
 TENSORS = ("x", "a", "r", "b", "t", "c", "s", "z", "y")
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from onnxq.data import Batch
 from onnxq.graph import Editor, Model
 from onnxq.ops import Census, classify
 from onnxq.plan import Recipe, tensors_to_observe
-from onnxq.runtime import TappedSession
+from onnxq.runtime import Session, TappedSession
 from onnxq.sensitivity import Evaluator, SensitivityReport, analyze
 from onnxq.sensitivity.analyze import KEPT_BYTES
 from onnxq.sensitivity.facts import look
+from onnxq.sensitivity.journal import Journal
+from onnxq.sensitivity.limits import Limits
+from onnxq.sensitivity.maker import Maker
+from onnxq.sensitivity.options import Assignment
 from onnxq.sensitivity.plans import Subject
+from onnxq.sensitivity.search import Trials
 from onnxq.sensitivity.spread import Roll
 from onnxq.sensitivity.work import Work
 from onnxq.targets import get_target
@@ -45,6 +53,25 @@ class Study:
         sight = look(self.model, self.evaluator)
         budget = kept_bytes * sight.samples // self.evaluator.samples
         return work.rolls(self.model, self.evaluator.expected[0], sight, (), budget)
+
+    def trials(self, limits: Limits, journal: Path | None = None) -> Trials:
+        return Trials(Maker(self.model, self.subject), self.evaluator, limits, Journal(journal, ""))
+
+    def noise(self, precision: Precision, names: Collection[str]) -> dict[str, float]:
+        """The noise of single layers, as the screen measures it."""
+        report = self.analyze(precision, method="screen", rest=False, layers=names)
+        return {layer.name: 10 ** (-layer.only.sqnr_db / 10) for layer in report.layers}
+
+    def decibels(self, trials: Trials, assignment: Assignment) -> float:
+        """SQNR of an assignment, computed from nothing but outputs."""
+        model = trials.maker.build(trials.plan(assignment))
+        signal = error = 0.0
+        for batch, expected in zip(self.evaluator.batches, self.evaluator.expected, strict=True):
+            made = Session(model).run(batch.feed)
+            for name, values in expected.items():
+                signal += float((values.astype(np.float64) ** 2).sum())
+                error += float(((values.astype(np.float64) - made[name]) ** 2).sum())
+        return 10 * math.log10(signal / error)
 
     def analyze(self, *precisions: Precision, **options) -> SensitivityReport:
         return analyze(
@@ -120,3 +147,30 @@ def plant_channel(model: Model, first: str, second: str, channel: int, factor: f
 def plant() -> Callable[..., Model]:
     """Make both layers at a tensor fragile: all other channels share the scale of the large one."""
     return plant_channel
+
+
+@pytest.fixture
+def no_sessions(monkeypatch) -> Callable[[], None]:
+    """From the call on, a session that is opened is an error."""
+
+    def refuse(*_args, **_options):
+        raise AssertionError("a session was opened")
+
+    return lambda: monkeypatch.setattr(ort, "InferenceSession", refuse)
+
+
+@pytest.fixture(scope="session")
+def remembered() -> Callable:
+    """A function of noises that measures once."""
+
+    def wrap(noise_of):
+        known = {}
+
+        def of(precision, names):
+            if precision not in known:
+                known[precision] = noise_of(precision, names)
+            return known[precision]
+
+        return of
+
+    return wrap
