@@ -64,11 +64,11 @@ def _nodes(report: BenchReport, sort: Sort, top: int | None) -> Table:
     nodes = sorted(report.nodes, key=lambda node: -_key(node, sort))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("node", overflow="fold", min_width=16)
-    table.add_column("operator", no_wrap=True)
-    figures = ("first µs", "second µs", "gain", "share") if both else ("µs", "share")
+    table.add_column("operator", no_wrap=True, max_width=13)
+    figures = ("1st µs", "2nd µs", "gain", "share") if both else ("µs", "share")
     for title in figures:
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("second is" if both else "kernel", no_wrap=True)
+    table.add_column("2nd is" if both else "kernel", no_wrap=True, max_width=18)
     for node in nodes[:top]:
         cells = [escape(node.name), escape(node.op), *_figures(node.us, total)]
         table.add_row(*cells, node.kernels[-1] or "-")

