@@ -45,7 +45,7 @@ def quantize(model: Path, data: Path, batch: int) -> dict[str, object]:
     from onnxq.plan import DataSettings, Recipe
 
     spent = {stage: np.zeros(2) for stage in STAGES}
-    recipe = Recipe(data=DataSettings(calibration=str(data), batch_size=batch))
+    recipe = Recipe(precision="int8", data=DataSettings(calibration=str(data), batch_size=batch))
     with ExitStack() as stack:
         for stage in STAGES:
             for module in (pipeline, stages):

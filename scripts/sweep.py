@@ -123,7 +123,7 @@ def make_recipe(
         calibration=write_feeds(calibration, folder / "calibration"),
         test=write_feeds(test, folder / "test"),
     )
-    return Recipe(data=data, verify=verify)
+    return Recipe(precision="int8", data=data, verify=verify)
 
 
 def open_session(model: Path) -> ort.InferenceSession:

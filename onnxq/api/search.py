@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+import msgspec
 from msgspec.structs import replace as with_fields
 
 from onnxq.api.job import Job
@@ -236,10 +238,15 @@ def _journal(reader: Reader, drafted: Draft, job: Job, metric: MetricChoice) -> 
     """What was found by the same run before."""
     facts = (
         sha256(drafted.source), job.recipe.digest(), reader.digest(), job.seed,
-        metric.name, metric.code, job.prepare, environment(),
+        metric.name, metric.code, job.prepare, _digest(drafted.ranges.tensors), environment(),
     )  # fmt: skip
     shelf = Shelf.of(job.cache / "plans", facts, certain=False) if job.cache is not None else None
     return Journal(shelf.journal if shelf is not None else None, repr(facts))
+
+
+def _digest(value: object) -> str:
+    """SHA-256 of anything that serialises."""
+    return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
 
 
 def _complete_feed(drafted: Draft, batch: Batch) -> Feed:
@@ -357,7 +364,8 @@ def with_search(receipt: Receipt, found: Searched, asked: Recipe) -> Receipt:
         )
         gates += tuple(with_fields(gate, note=_USUAL) for gate in check_gates(usual, measured))
     latency = measured.latency
-    if objective_of(asked) == "latency" and latency is not None and not asked.allow_slower:
+    timed = objective_of(asked) == "latency" and _runs_here(asked)
+    if timed and latency is not None and not asked.allow_slower:
         least = 1 - min(max(_SAME_SPEED, latency.noise), _MOST_NOISE)
         passed = latency.ratio_prepared >= least
         note = "" if passed else "nothing that was tried is faster; --allow-slower takes it so"

@@ -14,6 +14,8 @@ from onnxq.graph.model import Model
 from onnxq.graph.view import GraphView, NodeView, unused
 
 _POOL = "GlobalAveragePool"
+# A pool takes no integers, and ONNX Runtime has no kernel of it for float64; ReduceMean has both.
+_TYPES = ("float32", "float16")
 
 
 def name_pools(model: Model) -> Model:
@@ -78,6 +80,8 @@ def _is_pool(view: GraphView, node: NodeView) -> bool:
 
 def _is_mean(view: GraphView, node: NodeView) -> bool:
     if node.op != "ReduceMean" or node.domain or len(view.shape(node.inputs[0]) or ()) != 4:
+        return False
+    if view.dtype(node.inputs[0]) not in _TYPES:
         return False
     axes = node.attrs.get("axes")
     if axes is None and len(node.inputs) > 1:

@@ -11,7 +11,9 @@ from onnxq.targets import Kernel
 
 # Capacities are integers, in which a minimum cut is exact: thousandths of a microsecond.
 _UNITS = 1000
-_FLOAT, _INTEGER = "float", "integer"
+# A side or a node, and its name: a node may be called as a side is.
+_Vertex = tuple[str, str]
+_FLOAT, _INTEGER = ("side", "float"), ("side", "integer")
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,13 @@ class _Network:
         """When ``start`` is float, so is ``end``: an edge without capacity is never cut."""
         self._graph.add_edge(start, end)
 
-    def fan(self, start: object, middle: object, ends: set[str], cost: float) -> None:
+    def fan(self, start: object, middle: object, ends: set[_Vertex], cost: float) -> None:
         """Pay once when ``start`` is float and any of ``ends`` on integers."""
         self.cut(start, middle, cost)
         for end in ends:
             self._bind(middle, end)
 
-    def fan_in(self, starts: set[str], middle: object, end: object, cost: float) -> None:
+    def fan_in(self, starts: set[_Vertex], middle: object, end: object, cost: float) -> None:
         """Pay once when any of ``starts`` is float and ``end`` on integers."""
         for start in starts:
             self._bind(start, middle)
@@ -115,17 +117,17 @@ class _Network:
         return side
 
 
-def _heads(view: GraphView, census: Census, costs: Costs) -> dict[str, str]:
-    """For every node that may compute on integers, the node whose side it shares.
+def _heads(view: GraphView, census: Census, costs: Costs) -> dict[str, _Vertex]:
+    """For every node that may compute on integers, the vertex of the node whose side it shares.
 
     A clamp vanishes into the range of what makes its input: the two are one vertex.
     """
     infos: dict[str, NodeInfo] = {node.name: node for node in census.nodes}
-    heads: dict[str, str] = {}
+    heads: dict[str, _Vertex] = {}
     for node in view.nodes:
         if node.name not in costs.integer:
             continue
-        heads[node.name] = node.name
+        heads[node.name] = ("node", node.name)
         if infos[node.name].kernel is Kernel.CLAMP:
             maker = view.producer(node.inputs[0])
             if maker is not None and maker.name in heads:

@@ -64,6 +64,7 @@ class Regions:
         self.reasons: dict[str, Reason] = {
             node.name: node.reason for node in census.nodes if node.reason is not None
         } | kept
+        self.reasons = _before_bodies(view, self._infos) | self.reasons
         self.int8 = {n for n in self._infos if n not in self.reasons}
         for name in self.reasons:
             self._moved.note(self._infos[name])
@@ -212,6 +213,31 @@ class Regions:
         if any(u.name in self.int8 and tensor in self._read_as_int8(u) for u in users):
             return True
         return any(u.op == support.merges_with and u.constants for u in users)
+
+
+def _before_bodies(view: GraphView, infos: Mapping[str, NodeInfo]) -> dict[str, Reason]:
+    """Movers whose output a body reads, and what makes what they move: both stay float.
+
+    ONNX Runtime moves a DequantizeLinear behind such an operator, forgets the body, and ends the
+    process while it loads the model (seen with 1.31.1).
+    """
+    found: dict[str, Reason] = {}
+    stack = [
+        name
+        for name, node in infos.items()
+        if node.kernel is Kernel.MOVES
+        and any(use.port < 0 for tensor in node.outputs for use in view.uses(tensor))
+    ]
+    while stack:
+        name = stack.pop()
+        if name in found:
+            continue
+        text = "a body of If, Loop or Scan reads it behind an operator that only moves data"
+        found[name] = Reason("before-body", text, name)
+        if infos[name].kernel is Kernel.MOVES:
+            makers = (view.producer(tensor) for _, tensor in infos[name].data)
+            stack += [maker.name for maker in makers if maker is not None]
+    return found
 
 
 class _Moved:

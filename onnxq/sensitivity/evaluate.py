@@ -131,7 +131,9 @@ class Evaluator:
         facts = comparison.facts().values()
         metric = judging.facts(self.samples)
         ratios = [f.sqnr_db for f in facts if f.sqnr_db is not None]
-        agreements = [f.top1_agreement for f in facts if f.top1_agreement is not None]
+        # an output of integers is an answer itself: the class, the tokens
+        answers = (f.top1_agreement if f.equal is None else f.equal for f in facts)
+        agreements = [share for share in answers if share is not None]
         return Loss(
             sqnr_db=min(ratios, default=None),
             kl=max((float(np.mean(rows)) for rows in divergence.values()), default=None),

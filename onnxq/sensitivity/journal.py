@@ -46,8 +46,15 @@ class Journal:
 
         Raises:
             KeyError: There is none of this name.
+            OutputError: The file holds something else under it.
         """
-        return msgspec.convert(self._found[name], kind)
+        try:
+            return msgspec.convert(self._found[name], kind)
+        except msgspec.ValidationError as error:
+            raise OutputError(
+                f"'{self._path}' holds something else than what was written to it: {error}",
+                "delete it",
+            ) from error
 
     def put(self, name: str, value: Any) -> None:  # noqa: ANN401 - any serialisable value
         """Add a finding; when this returns, it outlives a kill.
@@ -77,7 +84,9 @@ def _whole_lines(path: Path) -> list[str]:
     *whole, _ = text.split("\n")
     for number, line in enumerate(whole):
         try:
-            json.loads(line)
+            entry = json.loads(line)
         except ValueError:
+            return whole[:number]
+        if not isinstance(entry, dict) or not ("key" in entry or {"name", "value"} <= entry.keys()):
             return whole[:number]
     return whole

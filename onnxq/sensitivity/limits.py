@@ -100,10 +100,12 @@ def limits_of(budgets: Budgets, floating: Loss) -> Limits:
     if own != Limits():
         return own if floating.metric is not None else _without_labels(own)
     if floating.metric is not None:
-        least = USUAL_SCORES_DB if floating.agreement is not None else None
+        scores = floating.agreement is not None and floating.sqnr_db is not None
+        least = USUAL_SCORES_DB if scores else None
         return Limits(max_drop=USUAL_DROP, min_sqnr=least, usual=True)
     if floating.agreement is not None:
-        return Limits(min_sqnr=USUAL_SCORES_DB, min_agreement=USUAL_AGREEMENT, usual=True)
+        least = USUAL_SCORES_DB if floating.sqnr_db is not None else None
+        return Limits(min_sqnr=least, min_agreement=USUAL_AGREEMENT, usual=True)
     if floating.sqnr_db is not None:
         return Limits(min_sqnr=USUAL_DB, usual=True)
     return Limits(usual=True)

@@ -19,8 +19,8 @@ from onnxq.sensitivity.options import Assignment, Options
 from onnxq.sensitivity.values import FrontPoint, Loss
 from onnxq.types import Precision
 
-# Layers are given back to integers in so many trials.
-_EXCHANGES = 8
+# Layers are given back to integers in so many trials, the quietest of them one by one.
+_EXCHANGES, _LISTENED = 8, 32
 # The noise that some layers make, each alone in a precision.
 NoiseOf = Callable[[Precision, Collection[str]], Mapping[str, float]]
 Progress = Callable[[str, int, int], None]
@@ -243,14 +243,16 @@ class _Search:
         the other one adds the error of its weights alone.
         """
         rounded = self._trials.plan(best).tensors.keys()
+        alone = {name: self._alone[part[name]].get(name, 0.0) for name in part}
+        quiet = sorted(part, key=lambda name: alone[name])[:_LISTENED]  # a plan for each of these
 
         def harm(name: str) -> tuple[int, float]:
             tensors = self._trials.plan(best | {name: part[name]}).tensors.keys() - rounded
             view = self._trials.maker.view
             moved = sum(not view.is_constant(tensor) for tensor in tensors)
-            return moved, self._alone[part[name]].get(name, 0.0)
+            return moved, alone[name]
 
-        return {name: part[name] for name in sorted(part, key=harm)}
+        return {name: part[name] for name in sorted(quiet, key=harm)}
 
     def _found(self, assignment: Assignment) -> Found:
         trials = self._trials

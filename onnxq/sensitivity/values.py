@@ -15,7 +15,8 @@ class Loss(msgspec.Struct, frozen=True, omit_defaults=True):
             identical. None when no output is float.
         kl: Mean Kullback-Leibler divergence, in nats, of the worst output that looks like class
             scores; scores that are no probabilities go through a softmax first. None without one.
-        agreement: Share of samples with the same largest score, of the worst such output.
+        agreement: Share of samples with the same largest score, of the worst such output; of an
+            output of integers the share of equal entries.
         metric: The metric on these samples; None without labels.
     """
 

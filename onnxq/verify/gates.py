@@ -41,7 +41,7 @@ def check_gates(budgets: Budgets, measured: Measured) -> tuple[Gate, ...]:
     most = {"max_drop": _drop(measured), "max_size_ratio": _Figure(measured.size_ratio)}
     least = {
         "min_sqnr": _least(measured, "sqnr_db", "sqnr_bound_db"),
-        "min_agreement": _least(measured, "top1_agreement", "agreement_bound"),
+        "min_agreement": _agreement(measured),
         "min_speedup": _Figure(latency.ratio_prepared if latency is not None else None),
         "min_int8": _int8(share) if share is not None else _Figure(None),
     }
@@ -63,6 +63,16 @@ def _least(measured: Measured, field: str, bound: str) -> _Figure:
     found = [getattr(facts, field) for facts in outputs if getattr(facts, field) is not None]
     bounds = [getattr(facts, bound) for facts in outputs if getattr(facts, bound) is not None]
     return _Figure(min(found, default=None), min(bounds, default=None), measured.samples)
+
+
+def _agreement(measured: Measured) -> _Figure:
+    """Of outputs of integers, which are answers themselves, the share of equal entries."""
+    found = _least(measured, "top1_agreement", "agreement_bound")
+    equal = [facts.equal for facts in measured.outputs.values() if facts.equal is not None]
+    if not equal:
+        return found
+    known = [] if found.value is None else [found.value]
+    return _Figure(min(known + equal), found.bound, measured.samples)
 
 
 def _int8(share: Int8Share) -> _Figure:

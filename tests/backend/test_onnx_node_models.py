@@ -30,7 +30,7 @@ from onnxq.graph import load
 from onnxq.plan import Recipe, VerifySettings
 from onnxq.runtime import synthetic_feed
 
-UNTIMED = Recipe(verify=VerifySettings(seconds=0))
+UNTIMED = Recipe(precision="int8", verify=VerifySettings(seconds=0))
 # The one sample is also what calibration saw. Eight bits of a tensor that uses its whole range
 # are about 50 dB; chains of a dozen nodes on a few dozen values have come down to 23 dB.
 LEAST_DB = 20.0

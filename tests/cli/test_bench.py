@@ -18,8 +18,18 @@ from onnxq.plan import Recipe, VerifySettings
 
 Cli = Callable[..., Any]
 MODELS = Path(__file__).parents[2] / "models"
-FLOAT, INT8 = str(MODELS / "digits_cnn.onnx"), str(MODELS / "digits_cnn.int8.onnx")
+FLOAT = str(MODELS / "digits_cnn.onnx")
 QUICK = ("--seconds", 0.05)
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digits' model with every layer on integers."""
+    path = tmp_path_factory.mktemp("made") / "digits_cnn.int8.onnx"
+    recipe = Recipe(precision="int8", verify=VerifySettings(seconds=0))
+    data = str(MODELS / "digits_calibration.npz")
+    library.quantize(FLOAT, data=data, recipe=recipe, output=path)
+    return str(path)
 
 
 @pytest.fixture
@@ -45,10 +55,12 @@ def test_figures_of_every_model(chain: Callable[[int], Path]) -> None:
         assert model.noise > 0
 
 
-def test_table(onnxq: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files_in: Any) -> None:
+def test_table(
+    int8: str, onnxq: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files_in: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
-    run = onnxq("bench", FLOAT, INT8, *QUICK)
+    run = onnxq("bench", FLOAT, int8, *QUICK)
     assert run.code == 0, run.err
     assert not files_in(tmp_path)
     assert "digits_cnn.int8.onnx" in run.out
@@ -56,11 +68,11 @@ def test_table(onnxq: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file
     assert "conversions" not in run.out
 
 
-def test_json_with_data(onnxq: Cli, tmp_path: Path) -> None:
+def test_json_with_data(int8: str, onnxq: Cli, tmp_path: Path) -> None:
     data = MODELS / "digits_test.npz"
-    found = onnxq("bench", FLOAT, INT8, *QUICK, "--data", data, "--batch-size", 16, "--json").json
+    found = onnxq("bench", FLOAT, int8, *QUICK, "--data", data, "--batch-size", 16, "--json").json
     assert (found["batch"], found["made_up"], found["threads"]) == (16, False, 1)
-    assert [model["model"] for model in found["models"]] == [FLOAT, INT8]
+    assert [model["model"] for model in found["models"]] == [FLOAT, int8]
     assert found["models"][0]["speed"] == 1
     assert found["nodes"] == []
     assert found["rounds"] >= 9
@@ -74,8 +86,8 @@ def test_a_fixed_batch_stays(onnxq: Cli, build: Callable[[str], Any], tmp_path: 
 
 
 class TestPerLayer:
-    def test_two_forms(self, onnxq: Cli) -> None:
-        found = onnxq("bench", FLOAT, INT8, *QUICK, "--per-layer", "--json").json
+    def test_two_forms(self, int8: str, onnxq: Cli) -> None:
+        found = onnxq("bench", FLOAT, int8, *QUICK, "--per-layer", "--json").json
         nodes = {node["name"]: node for node in found["nodes"]}
         assert nodes["/conv2/Conv"]["kernels"] == ["Conv", "QLinearConv"]
         assert nodes["/conv2/Conv"]["op"] == "Conv"
@@ -103,9 +115,9 @@ class TestPerLayer:
         kernels = [node["kernels"] for node in found["nodes"]]
         assert ["Conv", "QLinearConv"] in kernels
 
-    def test_table(self, onnxq: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_table(self, int8: str, onnxq: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COLUMNS", "120")
-        run = onnxq("bench", INT8, *QUICK, "--per-layer", "--top", 2)
+        run = onnxq("bench", int8, *QUICK, "--per-layer", "--top", 2)
         assert run.code == 0, run.err
         assert "/conv2/Conv" in run.out
         assert "QLinearConv" in run.out
@@ -119,7 +131,7 @@ class TestPerLayer:
     [
         ((), 2, "Missing argument"),
         (("nothing.onnx",), 3, "nothing.onnx"),
-        ((FLOAT, INT8, FLOAT, "--per-layer"), 2, "give one model, or two forms of it"),
+        ((FLOAT, FLOAT, FLOAT, "--per-layer"), 2, "give one model, or two forms of it"),
         ((FLOAT, "--data", "nothing.npz"), 3, "nothing.npz"),
         ((FLOAT, "--seconds", "0"), 2, "--seconds"),
         ((FLOAT, "--batch-size", "0"), 2, "--batch-size"),

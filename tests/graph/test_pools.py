@@ -57,6 +57,15 @@ def test_other_means_are_left(body, shape) -> None:
     assert name_pools(before) is before
 
 
+@pytest.mark.parametrize("dtype", ["int32", "int64", "double"])
+def test_means_that_no_pool_computes_are_left(dtype) -> None:
+    """GlobalAveragePool takes no integers, and has no kernel for float64."""
+    before = from_text(f"""<ir_version: 8, opset_import: ["" : 17]>
+        g ({dtype}[N,3,4,5] x) => ({dtype} y) {{ y = ReduceMean <axes = [2, 3]> (x) }}""")
+    Session(before)  # what is left can be run
+    assert name_pools(before) is before
+
+
 def test_it_is_told() -> None:
     assert "1 mean over whole images" in name_pools(model(SAME["mean"][0])).notes[-1]
 

@@ -97,6 +97,16 @@ def test_dear_crossings_leave_all_on_one_side(graph):
     assert cheapest(view, census, costs) == frozenset()
 
 
+def test_nodes_may_be_called_as_the_sides_are():
+    """The node "float" is the cheaper one on integers, and "integer" in float."""
+    model = from_text(MODEL.replace("[c]", "[float]").replace("[b]", "[integer]"))
+    view = model.view()
+    census = classify(view, get_target("cpu-x86"))
+    able = {"a": 9.0, "r": 9.0, "float": 1.0, "integer": 9.0, "s": 9.0, "d": 9.0, "e": 9.0}
+    costs = Costs(dict.fromkeys(able, 5.0), able)
+    assert cheapest(view, census, costs) == {"float"}
+
+
 def test_thousands_of_nodes_are_cut_in_seconds():
     """A chain of 2,000 layers of random costs; what counts is that it ends."""
     nodes = " ".join(f"[n{i}] t{i + 1} = Conv (t{i}, w)" for i in range(2000))

@@ -193,3 +193,18 @@ def test_cost_is_linear(monkeypatch, name) -> None:
     assert LENGTH <= looks <= 3 * (LENGTH + 2)
     inner = {n.name for n in model.view().nodes[1:-1]}
     assert inner <= (found.int8 if name == "all int8" else set(found.reasons))
+
+
+def test_nothing_is_paired_before_a_mover_that_a_body_reads(build) -> None:
+    """ONNX Runtime 1.31.1 ends the process when it loads such a model."""
+    model = build(f"""g (float[1,4,4,4] x, bool c) => (float[1,4,4,4] y, float z) <{W}> {{
+        [before] a = Conv (x, w1)
+        [mover] t = Transpose <perm = [0, 1, 3, 2]> (a)
+        [other] y = Conv (a, w2)
+        [if] z = If (c) <then_branch = p () => (float u) {{ u = ReduceMax <keepdims = 0> (t) }},
+          else_branch = q () => (float v) {{ v = ReduceMin <keepdims = 0> (t) }}>
+    }}""")
+    census = classify(model.view(), TARGET)
+    found = Regions(model.view(), census, {})
+    assert found.int8 == {"other"}
+    assert {found.reasons[name].code for name in ("before", "mover")} == {"before-body"}

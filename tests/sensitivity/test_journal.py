@@ -119,3 +119,19 @@ def test_a_metric_must_be_known_to_workers(build, study) -> None:
     found = study(build(MLP), metric=MetricChoice("mine", lambda outputs, labels: 1.0))
     with pytest.raises(UsageError, match="cannot be sent to workers"):
         found.analyze(Precision.INT8, workers=Workers(2))
+
+
+@pytest.mark.parametrize("line", ["5", "[]", '{"a": 1}', '"x"'])
+def test_a_line_that_is_no_finding_is_dropped(tmp_path, line) -> None:
+    path = tmp_path / "j"
+    Journal(path, "k").put("one", 1)
+    path.write_text(path.read_text() + line + "\n")
+    again = Journal(path, "k")
+    assert again.get("one", int) == 1
+
+
+def test_a_finding_of_another_kind_is_told(tmp_path) -> None:
+    path = tmp_path / "j"
+    Journal(path, "k").put("one", "x")
+    with pytest.raises(OutputError, match="delete it"):
+        Journal(path, "k").get("one", int)
