@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -74,3 +75,24 @@ def digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "digits_cnn.onnxq.toml").write_text(quick)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def recipe_of(
+    digits: Path, monkeypatch: pytest.MonkeyPatch, onnxq: Callable[..., Run]
+) -> Callable[..., dict[str, Any]]:
+    """The recipe that a run of ``onnxq quantize`` would go by."""
+    seen: list[dict[str, Any]] = []
+
+    def stop(_model: Path, job: Any) -> None:
+        seen.append(msgspec.to_builtins(job.recipe))
+        raise SystemExit(0)
+
+    monkeypatch.setattr("onnxq.cli.quantize.planned", stop)
+
+    def run(*args: object) -> dict[str, Any]:
+        done = onnxq("quantize", "digits_cnn.onnx", "--dry-run", *args)
+        assert done.code == 0, done.err
+        return seen.pop()
+
+    return run

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import msgspec
 import pytest
 
 from onnxq.graph import Model, save
@@ -87,24 +86,6 @@ class TestPreset:
 
 
 class TestOptions:
-    @pytest.fixture
-    def recipe_of(self, digits: Path, monkeypatch: pytest.MonkeyPatch, onnxq: Cli) -> Cli:
-        """The recipe that a run would go by."""
-        seen: list[dict[str, Any]] = []
-
-        def stop(_model: Path, job: Any) -> None:
-            seen.append(msgspec.to_builtins(job.recipe))
-            raise SystemExit(0)
-
-        monkeypatch.setattr("onnxq.cli.quantize.draft", stop)
-
-        def run(*args: object) -> dict[str, Any]:
-            done = onnxq("quantize", MODEL, "--dry-run", *args)
-            assert done.code == 0, done.err
-            return seen.pop()
-
-        return run
-
     def test_weights(self, recipe_of: Cli) -> None:
         args = ("--precision", "int4-weights", "--block-size", "64", "--weight-method", "hqq")
         found = recipe_of(*args, "--asymmetric-weights")

@@ -86,24 +86,6 @@ class TestFrom:
 
 
 class TestBudgets:
-    @pytest.fixture
-    def recipe_of(self, digits: Path, monkeypatch: pytest.MonkeyPatch, onnxq: Cli) -> Cli:
-        """The recipe that a run would go by."""
-        seen: list[dict[str, Any]] = []
-
-        def stop(_model: Path, job: Any) -> None:
-            seen.append(msgspec.to_builtins(job.recipe))
-            raise SystemExit(0)
-
-        monkeypatch.setattr("onnxq.cli.quantize.draft", stop)
-
-        def run(*args: object) -> dict[str, Any]:
-            done = onnxq("quantize", MODEL, "--dry-run", *args)
-            assert done.code == 0, done.err
-            return seen.pop()
-
-        return run
-
     @pytest.mark.parametrize(
         ("option", "said", "name", "limit"),
         [
