@@ -155,7 +155,6 @@ def weight_params(
     assert uses[0].weight is not None
     values = _constant(view, uses[0].weight[1])
     axes = {node.channel_axis for node in uses}
-    per_channel = per_channel and target.per_channel_weights
     axis = axes.pop() if per_channel and len(axes) == 1 else None
     axis = axis + values.ndim if axis is not None and axis < 0 else axis
     lo, hi = channel_range(values, axis)

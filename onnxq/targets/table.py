@@ -66,9 +66,10 @@ _OPENVINO_OPERATORS = {
 }
 
 # The rules that ONNX Runtime registers for DirectML. Resize is not among them: DirectML itself
-# drops the pairs around one where it can, which is not known beforehand.
+# drops the pairs around one where it can, which is not known beforehand. LeakyRelu no longer is:
+# DirectML has no kernel for what ONNX Runtime up to 1.23 makes of it.
 _DIRECTML_OPERATORS = {
-    **_rows(_FUSED, "Conv Add Concat Sigmoid LeakyRelu GlobalAveragePool"),
+    **_rows(_FUSED, "Conv Add Concat Sigmoid GlobalAveragePool"),
     "MatMul": _MATMUL,
     **_rows(_CLAMP, "Relu Clip"),
     **_rows(
@@ -132,12 +133,15 @@ TARGETS: dict[str, Target] = {
             name="directml",
             provider="DmlExecutionProvider",
             operators=_DIRECTML_OPERATORS,
-            per_channel_weights=False,
             requantizes_float_layers=True,
             float_type=Precision.FP16,
             refuses={Precision.INT16: "DirectML fuses 8 bit integers only; use int8 or fp16"},
             source="ONNX Runtime's fusion rules for DirectML: core/optimizer/qdq_transformer/"
-            "selectors_actions/qdq_selector_action_transformer.cc",
+            "selectors_actions/qdq_selector_action_transformer.cc, and its pull request 26822 (no "
+            "LeakyRelu); a scale per channel: learn.microsoft.com/windows/win32/api/directml, "
+            "FilterScaleTensor of DML_QUANTIZED_LINEAR_CONVOLUTION_OPERATOR_DESC and BScaleTensor "
+            "of DML_QUANTIZED_LINEAR_MATRIX_MULTIPLY_OPERATOR_DESC, which DmlOperatorQLinearConv "
+            "and DmlOperatorQLinearMatMul fill",
         ),
         Target(
             name="tensorrt",

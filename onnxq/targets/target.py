@@ -58,7 +58,6 @@ class Target(msgspec.Struct, frozen=True):
         weight: Type of quantized weights, symmetric.
         weight_headroom: Weights use 1/headroom of their type's range. 2 (7-bit weights) where
             products of uint8 and int8 are added in pairs in saturating 16 bits.
-        per_channel_weights: Whether a weight may have a scale per output channel.
         integer_bias: Whether biases are int32 with the scale ``s_x * s_w``; else they stay float.
         conv_channels: A Conv on integers runs fastest when it reads a multiple of so many channels;
             1 where that makes no difference.
@@ -82,7 +81,6 @@ class Target(msgspec.Struct, frozen=True):
     symmetric_activations: bool = False
     weight: QType = QType.INT8
     weight_headroom: float = 1.0
-    per_channel_weights: bool = True
     integer_bias: bool = True
     folds_bias_scales: bool = False
     conv_channels: int = 1

@@ -257,7 +257,7 @@ DENSE = 32  # thresholds per octave, nine of which make an average
 
 
 def best_threshold(values: np.ndarray, behind: float, grid: Grid) -> float:
-    """The threshold of the least divergence for ranges from -behind."""
+    """The mean of the thresholds that come near to the least divergence, from -behind on."""
     reach = values.max()
     width = 2.0 ** math.ceil(math.log2(max(reach, behind))) / 2048
     values, reach, behind = values / width, reach / width, behind / width
@@ -283,7 +283,10 @@ def best_threshold(values: np.ndarray, behind: float, grid: Grid) -> float:
         np.mean([at(p) for p in range(place - around, place + around + 1)])
         for place in range(last + 1)
     ]
-    return thresholds[int(np.argmin(averages))] * width
+    margin = 1e-5 + 0.03 * max(min(averages), 0.0)
+    near = special.softmax(-np.array(averages) / margin)
+    wide = thresholds * near  # they are spaced as far as they are large
+    return float((wide @ thresholds) / wide.sum() * width)
 
 
 def divergence(
@@ -316,7 +319,6 @@ def drawn_for_entropy(kind: str, seed: int = 0) -> np.ndarray:
         values = np.append(np.abs(rng.normal(size=N)), rng.uniform(6, 12, 20))
         return values.astype(np.float32)
     if kind == "far outliers":  # thresholds lie where no value does
-        seed += 1  # seed 0 has two minima, 7 % apart, that differ by 0.6 %
         far = np.random.default_rng(seed).uniform(-90, 90, 12)
         return np.append(drawn("normal", seed=seed), far[np.abs(far) > 60]).astype(np.float32)
     if kind == "relu6":
@@ -329,9 +331,22 @@ def drawn_for_entropy(kind: str, seed: int = 0) -> np.ndarray:
 def test_entropy_is_its_definition(kind, grid):
     values = drawn_for_entropy(kind)
     found = entropy_ends(*seen(values), grid)
-    # 1 %: the reference tries thresholds every half percent
-    # half of the distance between two thresholds, which a parabola bridges
-    assert found == pytest.approx(reference_entropy(values, grid), rel=0.0115, abs=1e-6)
+    # 1e-9 but for last levels that hold next to nothing: prefix sums round what these hold
+    assert found == pytest.approx(reference_entropy(values, grid), rel=1e-3, abs=1e-6)
+
+
+def test_entropy_moves_little_by_little_from_one_minimum_to_another():
+    """Beside half of a normal distribution ever more values that are worth a wider range."""
+    share = (np.arange(50_000) + 0.5) / 50_000
+    found = []
+    for each in np.unique(np.geomspace(1, 1000, 40).astype(int)):
+        histogram, ends = seen(np.linspace(3.5, 6, 500))
+        histogram.add(np.linspace(3.5, 6, 500, dtype=np.float32), int(each))
+        histogram.add(stats.halfnorm.ppf(share).astype(np.float32), 10_000)
+        found.append(entropy_ends(histogram, (0.0, ends[1]), ASYMMETRIC)[1])
+    # the threshold of the very least would jump by a sixth from one count to the next
+    assert np.ptp(np.log(found)) > 0.1
+    assert np.abs(np.diff(np.log(found))).max() < 0.02
 
 
 def textbook(values: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -359,7 +374,8 @@ def test_entropy_of_a_smooth_distribution_is_that_of_the_textbook(kind, levels):
     grid = SYMMETRIC if levels == 128 else ASYMMETRIC
     threshold = entropy_ends(*seen(values), grid)[1]
     thresholds, divergences = textbook(values, levels)
-    assert threshold == pytest.approx(thresholds[divergences.argmin()], rel=0.1)  # flat minimum
+    # a flat minimum, and the mean of what is near to it lies on its flatter side, the wider one
+    assert threshold == pytest.approx(thresholds[divergences.argmin()], rel=0.12)
     # Whole bins to a level: up to a quarter of the range falls into the last level, which moves
     # the textbook's own minimum. Three quarters of what clipping can gain are reached.
     near = divergences[np.abs(thresholds / threshold - 1) < 0.01].min()
