@@ -16,7 +16,9 @@ All forms of a model are timed interleaved in one run, on one thread, in the bat
 in; speed is the latency of the prepared float model per latency of the form. Every score is
 measured here, that of the float model too. ``owes`` says what is missing from this: as fast as the
 prepared float model, a score near float, and as fast as the best output of ONNX Runtime's own
-quantizer whose score is as near. The exit code is 1 when something is.
+quantizer whose score is as near. Speed is owed where a ratio is too low with 95 % confidence. A
+pair that is too near to call is measured again by itself (see ``speeds.py``); where that does not
+tell either, the table says ``too noisy to tell``. The exit code is 1 when something is owed.
 
 With ``--reuse FOLDER`` models that lie there from an earlier run are not made again: delete them
 when the code that made them changes.
@@ -37,14 +39,14 @@ from functools import partial
 from pathlib import Path
 
 from peers import NOT_INSTALLED, TOOLS
+from speeds import Speeds
 from sweep import Feeds, open_session, score_modules, write_feeds
 from tasks import Task, module_task, shipped_task
 
 import onnxq
 from onnxq.graph import Model, forget_inferred, write_bytes
 from onnxq.plan import DataSettings, Recipe, VerifySettings
-from onnxq.runtime import Session, environment, measure_models, prepare
-from onnxq.types import Feed
+from onnxq.runtime import Session, environment, prepare
 from onnxq.verify import Comparison
 
 OWN = Path(__file__).resolve().parents[1] / "models"
@@ -62,10 +64,6 @@ MORE = {
     "yolox_nano": {"score": 0.50},
     "cifar10_mobilenet": {"per_everywhere": 1.10},
 }
-# Above this no speed of the run tells anything.
-TOO_NOISY = 0.1
-# Latency of one form per latency of another, and how far that may be off, relative to it.
-Ratio = Callable[[str, str], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Form:
         size_ratio: Bytes per byte of the source.
         ms: Median latency.
         speed: Latency of the prepared float model per latency of this one.
-        noise: How far that may be off, relative to it.
+        noise: How far that may be off by chance, relative to it, with 95 % confidence.
     """
 
     name: str
@@ -244,33 +242,12 @@ def bench(task: Task, folder: Path, pythons: dict[str, str], seconds: float) -> 
             models.pop(name, None)
             forms[name] = Form(name, f"fails: {type(error).__name__}: {error}"[:200], form.made_in)
     say(f"{task.model.stem}: latency of {len(models)} forms")
-    found, ratio = timed(forms, models, task.test[0], seconds)
-    forms |= found
-    owes, notes = judge(task, forms, ratio)
+    speeds = Speeds(models, task.test[0], seconds)
+    for name in models:
+        found = speeds.ratio(PREPARED, name)
+        forms[name] = replace(forms[name], ms=speeds.ms[name], speed=found.value, noise=found.noise)
+    owes, notes = judge(task, forms, speeds)
     return Result(task.model.stem, task.batch, list(forms.values()), owes, notes)
-
-
-def timed(
-    forms: dict[str, Form], models: dict[str, Model], feed: Feed, seconds: float
-) -> tuple[dict[str, Form], Ratio]:
-    """The forms that have a model with their latency, and how to compare any two of them."""
-    names = list(models)
-    latency = measure_models(list(models.values()), feed, seconds=seconds)
-
-    def ratio(slow: str, fast: str) -> tuple[float, float]:
-        pair = names.index(slow), names.index(fast)
-        return latency.ratio(*pair), latency.noise(*pair)
-
-    base = names.index(PREPARED)
-    return {
-        name: replace(
-            forms[name],
-            ms=latency.ms[at],
-            speed=latency.ratio(base, at),
-            noise=latency.noise(base, at),
-        )
-        for at, name in enumerate(names)
-    }, ratio
 
 
 def worst_db(feeds: Feeds, expected: list[dict], found: list[dict]) -> float | None:
@@ -285,35 +262,51 @@ def worst_db(feeds: Feeds, expected: list[dict], found: list[dict]) -> float | N
 # --- What is owed ----------------------------------------------------------------------------
 
 
-def judge(task: Task, forms: dict[str, Form], ratio: Ratio) -> tuple[list[str], list[str]]:
+def judge(task: Task, forms: dict[str, Form], speeds: Speeds) -> tuple[list[str], list[str]]:
     """What onnxq's default owes, and what else there is to know.
 
     Args:
         task: The model.
         forms: All of them, measured.
-        ratio: Compares the latency of two of them.
+        speeds: Compares the latency of two of them.
     """
     name, own, floating = task.model.stem, forms[DEFAULT], forms[FLOAT]
     if own.why:
         return [f"a result: {own.why}"], []
     owes = []
-    if own.speed < SAME_SPEED:
-        owes.append(f"the speed of prepared float ({own.speed:.2f} of it, ±{own.noise:.0%})")
     for what in ("score", "closed_loop"):
         wanted, found = getattr(floating, what), getattr(own, what)
         if wanted is not None and not task.within(found, wanted):
             owes.append(f"{what.replace('_', ' ')} {wanted:.4g} ({found:.4g})")
+    owes += more(name, own)
     near = {tool: forms[tool] for tool in ORT if good(task, forms[tool], floating)}
-    best = max(near, key=lambda tool: near[tool].speed, default=None)
-    if best is not None:
-        share, noise = ratio(best, DEFAULT)
-        if share < SAME_SPEED:
-            owes.append(f"the speed of {best} ({share:.2f} of it, ±{noise:.0%})")
+    unclear = []
+    for slow, least in asked(name, forms, near):
+        ratio = speeds.settled(slow, DEFAULT, least)
+        told = f"{least:g}x the speed of {slow} ({ratio.value:.3f}, ±{ratio.noise:.1%})"
+        if ratio.below(least):
+            owes.append(told)
+        elif ratio.value < least:
+            unclear.append(f"too noisy to tell: {told}")
+    return owes, unclear + remarks(forms, near)
+
+
+def asked(name: str, forms: dict[str, Form], near: dict[str, Form]) -> Iterator[tuple[str, float]]:
+    """What onnxq's default must be faster than, and how many times as fast it must be.
+
+    Args:
+        name: The model.
+        forms: All of them, measured.
+        near: Those of ONNX Runtime's whose score is as near to float's as is owed.
+    """
+    special = MORE.get(name, {})
     dynamic = forms["ort-dynamic"].speed or 0.0
-    if name in TRANSFORMERS and own.speed < TRANSFORMER_SPEED <= dynamic:
-        owes.append(f"{TRANSFORMER_SPEED}x, as ort-dynamic has ({dynamic:.2f}x)")
-    gain = ratio(EVERYWHERE, DEFAULT)[0] if forms[EVERYWHERE].speed else None
-    return owes + more(name, own, gain), remarks(forms, near)
+    transformer = name in TRANSFORMERS and dynamic >= TRANSFORMER_SPEED
+    yield PREPARED, special.get("speed", TRANSFORMER_SPEED if transformer else SAME_SPEED)
+    if near:
+        yield max(near, key=lambda tool: near[tool].speed), SAME_SPEED
+    if "per_everywhere" in special and not forms[EVERYWHERE].why:
+        yield EVERYWHERE, special["per_everywhere"]
 
 
 def good(task: Task, form: Form, floating: Form) -> bool:
@@ -325,31 +318,24 @@ def good(task: Task, form: Form, floating: Form) -> bool:
     return near and looped
 
 
-def more(name: str, own: Form, gain: float | None) -> list[str]:
-    """What is missing of what this model owes beside, given its speed per quantizing everything."""
-    reached = {
-        "speed": own.speed,
-        "sqnr_db": own.sqnr_db,
-        "score": own.score,
-        "per_everywhere": gain,
-    }
+def more(name: str, own: Form) -> list[str]:
+    """What is missing of what this model owes beside speed."""
+    reached = {"sqnr_db": own.sqnr_db, "score": own.score}
     missing = []
     for what, least in MORE.get(name, {}).items():
-        value = reached[what]
+        value = reached.get(what, least)
         if value is None or value < least:
             missing.append(f"{what} {least:g} ({'none' if value is None else f'{value:.3g}'})")
     return missing
 
 
 def remarks(forms: dict[str, Form], near: dict[str, Form]) -> list[str]:
-    """Outputs of ONNX Runtime's that are faster and off, and noise."""
+    """Outputs of ONNX Runtime's that are faster and off."""
     own, notes = forms[DEFAULT], []
     for form in (forms[tool] for tool in ORT):
         if not form.why and form.name not in near and form.speed > own.speed:
             loop = "" if form.closed_loop is None else f", closed loop {form.closed_loop:.4g}"
             notes.append(f"{form.name} is faster, out of margin: {form.score:.4g}{loop}")
-    if (own.noise or 0.0) > TOO_NOISY:
-        notes.append(f"too noisy to tell speeds apart: ±{own.noise:.0%}")
     return notes
 
 
@@ -369,7 +355,7 @@ def lines(result: Result) -> Iterator[list[str]]:
         yield [
             result.model, form.name, _cell(form.score, ".4g"), _cell(form.closed_loop, ".4g"),
             _cell(form.sqnr_db, ".1f"), _cell(form.size_ratio, ".2f"), _cell(form.ms, ".3f"),
-            _cell(form.speed, ".2f"), _cell(form.noise, ".0%"), _cell(form.made_in, ".1f"), verdict,
+            _cell(form.speed, ".2f"), _cell(form.noise, ".1%"), _cell(form.made_in, ".1f"), verdict,
         ]  # fmt: skip
 
 

@@ -29,11 +29,13 @@ FLOORS = (
     "calibrate",
     "plan",
     "rewrite",
+    "qat",
     "verify",
     "sensitivity",
     "report",
     "api",
     "cli",
+    "pytest_plugin",
     "__main__",
 )
 
@@ -44,6 +46,7 @@ OWNERS = {
     "onnx": {"graph"},
     "onnx_ir": {"graph"},
     "onnxruntime": {"runtime"},
+    "torch": {"qat"},
     "click": {"cli"},
     "rich": {"report", "cli"},
 }

@@ -1,6 +1,14 @@
 """The library's front door: ``quantize`` and ``calibrate_model``, and the stages that they run."""
 
+from onnxq.api.backends import (
+    available_backends,
+    compare_backends,
+    known_backends,
+    select_backend,
+)
 from onnxq.api.bench import bench_models
+from onnxq.api.check import Checked, baseline_path, check_job, check_model, run_check
+from onnxq.api.compare import Comparing, compare_models, diff_receipts, run_comparison
 from onnxq.api.job import (
     PRESET,
     Job,
@@ -14,6 +22,7 @@ from onnxq.api.job import (
 )
 from onnxq.api.pipeline import Result, planned, quantize, receipt_path, run
 from onnxq.api.plans import PlanSearch, search_plan
+from onnxq.api.qat import QATTrainer, Trained, checkpoint_path, train_model
 from onnxq.api.quantizer import LayerParameters, PTQQuantizer, Quantizer
 from onnxq.api.ranges import (
     calibrate_model,
@@ -31,6 +40,8 @@ from onnxq.plan import load_preset
 __all__ = [
     "PRESET",
     "Analysis",
+    "Checked",
+    "Comparing",
     "Draft",
     "Job",
     "LayerParameters",
@@ -38,12 +49,23 @@ __all__ = [
     "PTQQuantizer",
     "PlanSearch",
     "Progress",
+    "QATTrainer",
     "Quantizer",
     "Result",
+    "Trained",
     "analyze_sensitivity",
+    "available_backends",
+    "baseline_path",
     "bench_models",
     "calibrate_model",
+    "check_job",
+    "check_model",
+    "checkpoint_path",
+    "compare_backends",
+    "compare_models",
+    "diff_receipts",
     "draft",
+    "known_backends",
     "known_precision",
     "load",
     "load_preset",
@@ -57,10 +79,14 @@ __all__ = [
     "replay",
     "run",
     "run_calibration",
+    "run_check",
+    "run_comparison",
     "run_sensitivity",
     "save",
     "save_ranges",
     "search_plan",
+    "select_backend",
+    "train_model",
     "usual_precision",
     "with_data",
     "with_metric",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from msgspec.structs import replace as with_fields
 
+from onnxq.api.backends import select_backend
+from onnxq.api.feeds import one_feed
 from onnxq.api.job import Progress
-from onnxq.data import Data, open_data
+from onnxq.data import Data
 from onnxq.errors import RuntimeFailure, UsageError
 from onnxq.graph import Model, load, name_nodes
 from onnxq.runtime import (
@@ -19,36 +20,53 @@ from onnxq.runtime import (
     environment,
     measure_models,
     profile_models,
-    synthetic_feed,
 )
-from onnxq.runtime.bench import BenchReport, ModelTime, NodeTime
-from onnxq.types import Feed, TensorSpec
+from onnxq.runtime.bench import BenchReport, BenchRun, ModelTime, NodeTime
+from onnxq.runtime.peak import peak_memory
+from onnxq.targets import AUTO, CPU, Provider
+from onnxq.types import Feed
 
 # A model, and another form of it.
 MOST_PROFILED = 2
+
+
+@dataclass(frozen=True)
+class _Entrant:
+    """A model on a provider."""
+
+    model: Model
+    provider: Provider
+    fallback: tuple[str, ...] | None
 
 
 def bench_models(
     models: Sequence[str | Path | Model],
     data: Data | None = None,
     *,
-    batch_size: int | None = None,
-    threads: int = 1,
+    providers: Sequence[Provider] = (CPU,),
+    batch_size: int | Sequence[int] | None = None,
+    threads: int | Sequence[int] = 1,
     seconds: float = 5.0,
     per_layer: bool = False,
+    memory: bool = False,
     progress: Progress | None = None,
 ) -> BenchReport:
     """Measure models that read the same inputs, interleaved, on one feed.
 
     Args:
-        models: Paths, or models that were loaded; the first one is what speeds are told against.
+        models: Paths, or models that were loaded; the first one, on the first provider, is what
+            speeds are told against.
         data: Samples, in any form that ``onnxq.data.open_data`` takes, of which the first batch is
             fed; noise if None.
+        providers: Where the models run: every model on every provider.
         batch_size: Samples in the feed, 1 if None; a model whose first axis is fixed has its own.
-        threads: Threads inside an operator.
-        seconds: About how long to measure; for nodes about as long again.
-        per_layer: Whether to measure nodes: of one model, or of two forms of it, whose nodes are
-            matched by name.
+            Several are measured one after the other.
+        threads: Threads inside an operator; several are measured one after the other.
+        seconds: About how long to measure for each batch size and number of threads; for nodes
+            about as long again.
+        per_layer: Whether to measure nodes on the CPU provider: of one model, or of two forms of
+            it, whose nodes are matched by name.
+        memory: Whether to open every model in a process of its own, and see what it takes.
         progress: Called with (stage, done, total).
 
     Raises:
@@ -56,48 +74,63 @@ def bench_models(
 
     Example:
         >>> found = onnxq.bench_models(["m.onnx", "m.int8.onnx"])  # doctest: +SKIP
-        >>> found.models[1].speed  # doctest: +SKIP
+        >>> found.runs[0].models[1].speed  # doctest: +SKIP
         2.31
     """
-    if not models:
+    if not models or not providers:
         raise UsageError("there is no model to measure")
-    if per_layer and len(models) > MOST_PROFILED:
+    batches, counts = _several(batch_size), _several(threads)
+    settings = [(batch, count or 1) for batch in batches for count in counts]
+    if per_layer:
+        _check_profiled(models, providers, settings)
+    loaded = [model if isinstance(model, Model) else load(model) for model in models]
+    here = [select_backend(loaded[0]) if p.name == AUTO else p for p in providers]
+    entrants = [_entrant(model, provider) for model in loaded for provider in here]
+    _check_inputs(loaded)
+    feeds = [one_feed(loaded[0].view().inputs, data, batch) for batch, _ in settings]
+    runs = []
+    for number, ((feed, size), (_, count)) in enumerate(zip(feeds, settings, strict=True)):
+        told = _share(progress, number, len(settings))
+        latency = _measure(entrants, feed, count, seconds, told, made_up=data is None)
+        peaks = [_peak(entrant, feed, count) if memory else None for entrant in entrants]
+        times = (_time(latency, i, e, size, peaks[i]) for i, e in enumerate(entrants))
+        runs.append(BenchRun(size, count, latency.rounds, tuple(times)))
+    nodes: tuple[NodeTime, ...] = ()
+    conversions: tuple[float, ...] = ()
+    if per_layer:
+        nodes, conversions = _nodes(loaded, feeds[0][0], settings[0][1], seconds)
+    used = here[0] if len(here) == 1 else CPU
+    return BenchReport(tuple(runs), data is None, nodes, conversions, environment(used))
+
+
+def _several(value: int | Sequence[int] | None) -> list[int | None]:
+    if value is None or isinstance(value, int):
+        return [value]
+    return list(dict.fromkeys(value)) or [None]
+
+
+def _check_profiled(
+    models: Sequence[object], providers: Sequence[Provider], settings: Sequence[object]
+) -> None:
+    if len(models) > MOST_PROFILED:
         raise UsageError(
             f"nodes of {len(models)} models cannot be told side by side",
             "give one model, or two forms of it",
         )
-    loaded = [model if isinstance(model, Model) else load(model) for model in models]
-    sessions = [Session(model, threads=threads) for model in loaded]
-    _check_inputs(sessions, loaded)
-    feed, batch = _feed(sessions[0].inputs, data, batch_size)
-    del sessions  # their memory, before others are opened
-    shown = partial(progress, "latency") if progress is not None else None
-    try:
-        latency = measure_models(loaded, feed, threads=threads, seconds=seconds, progress=shown)
-    except RuntimeFailure as error:
-        if data is not None:
-            raise
-        raise RuntimeFailure(f"made-up samples do not do here: {error}", "give --data") from error
-    nodes: tuple[NodeTime, ...] = ()
-    conversions: tuple[float, ...] = ()
-    if per_layer:
-        nodes, conversions = _nodes(loaded, feed, threads, seconds)
-    return BenchReport(
-        tuple(_time(latency, i, _name(model)) for i, model in enumerate(loaded)),
-        latency.rounds,
-        batch,
-        threads,
-        data is None,
-        nodes,
-        conversions,
-        environment(),
-    )
+    if len(settings) > 1:
+        raise UsageError("nodes are told for one batch size and one number of threads", "give one")
+    if any(not provider.is_cpu for provider in providers):
+        raise UsageError("only the CPU provider tells the times of nodes", "leave out --ep")
 
 
-def _check_inputs(sessions: Sequence[Session], models: Sequence[Model]) -> None:
-    first = {spec.name for spec in sessions[0].inputs}
-    for session, model in zip(sessions, models, strict=True):
-        found = {spec.name for spec in session.inputs}
+def _entrant(model: Model, provider: Provider) -> _Entrant:
+    with Session(model, provider=provider) as session:
+        return _Entrant(model, provider, session.fallback)
+
+
+def _check_inputs(models: Sequence[Model]) -> None:
+    first, *others = ({spec.name for spec in model.view().inputs} for model in models)
+    for found, model in zip(others, models[1:], strict=True):
         if found != first:
             raise UsageError(
                 f"'{_name(model)}' reads {', '.join(sorted(found))}, and '{_name(models[0])}' "
@@ -106,26 +139,40 @@ def _check_inputs(sessions: Sequence[Session], models: Sequence[Model]) -> None:
             )
 
 
-def _feed(
-    inputs: tuple[TensorSpec, ...], data: Data | None, batch_size: int | None
-) -> tuple[Feed, int]:
-    """What is fed, and how many samples that is."""
-    if data is not None:
-        batch = next(open_data(data, inputs).batches(batch_size or 1))
-        return batch.feed, batch.count
-    specs = tuple(with_fields(spec, shape=_sized(spec.shape, batch_size or 1)) for spec in inputs)
-    feed = synthetic_feed(specs)
-    first = next(iter(feed.values()), np.zeros(0))
-    return feed, first.shape[0] if first.ndim else 1
+def _share(progress: Progress | None, number: int, total: int) -> Callable[[int, int], None] | None:
+    """Tells how much of all runs is done, where that is asked for."""
+    if progress is None:
+        return None
+    told = progress
+    return lambda done, of: told("latency", (100 * number + 100 * done // of) // total, 100)
 
 
-def _sized(
-    shape: tuple[int | str | None, ...] | None, batch_size: int
-) -> tuple[int | str | None, ...] | None:
-    """The shape with a batch on its first axis, if that is free."""
-    if not shape or isinstance(shape[0], int):
-        return shape
-    return (batch_size, *shape[1:])
+def _measure(
+    entrants: Sequence[_Entrant],
+    feed: Feed,
+    threads: int,
+    seconds: float,
+    progress: Callable[[int, int], None] | None,
+    *,
+    made_up: bool,
+) -> Latency:
+    try:
+        return measure_models(
+            [entrant.model for entrant in entrants],
+            feed,
+            provider=[entrant.provider for entrant in entrants],
+            threads=threads,
+            seconds=seconds,
+            progress=progress,
+        )
+    except RuntimeFailure as error:
+        if not made_up:
+            raise
+        raise RuntimeFailure(f"made-up samples do not do here: {error}", "give --data") from error
+
+
+def _peak(entrant: _Entrant, feed: Feed, threads: int) -> int | None:
+    return peak_memory(entrant.model, feed, provider=entrant.provider, threads=threads)
 
 
 def _nodes(
@@ -146,16 +193,21 @@ def _nodes(
     ), tuple(profile.conversions for profile in profiles)
 
 
-def _time(latency: Latency, index: int, name: str) -> ModelTime:
-    samples = latency.samples[index]
-    low, high = np.percentile(samples, (25, 75))
+def _time(
+    latency: Latency, index: int, entrant: _Entrant, batch: int, peak_bytes: int | None
+) -> ModelTime:
+    low, high = np.percentile(latency.samples[index], (25, 75))
     return ModelTime(
-        name,
-        latency.ms[index],
-        float(low),
-        float(high),
-        latency.ratio(0, index),
-        latency.noise(0, index) if index else _steady(latency).noise(0, 1),
+        model=_name(entrant.model),
+        provider=entrant.provider.name,
+        speed=latency.ratio(0, index),
+        noise=latency.noise(0, index) if index else _steady(latency).noise(0, 1),
+        ms=latency.ms[index],
+        low=float(low),
+        high=float(high),
+        per_second=1000 * batch / latency.ms[index],
+        peak_bytes=peak_bytes,
+        fallback=entrant.fallback,
     )
 
 

@@ -45,6 +45,7 @@ class Job:
         test_from: Where its test data were named.
         metric_from: Where its metric was named.
         observer_from: Where its observer was named.
+        recipe_from: Where the recipe itself lies.
         ranges: What was observed before; then nothing is calibrated.
         workers: Who calibrates.
         prepare: Fold, name and raise the opset first; without it the graph stays as it is.
@@ -61,6 +62,7 @@ class Job:
     test_from: Origin = Origin()
     metric_from: Origin = Origin()
     observer_from: Origin = Origin()
+    recipe_from: Origin = Origin()
     ranges: Calibration | None = None
     workers: Workers = field(default_factory=Workers)
     prepare: bool = True
@@ -104,6 +106,7 @@ def make_job(model: Path | None, recipe: Recipe | str | Path | None) -> Job:
         test_from=origin,
         metric_from=origin,
         observer_from=origin,
+        recipe_from=origin,
     )
 
 

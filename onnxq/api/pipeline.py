@@ -8,6 +8,7 @@ from pathlib import Path
 
 from msgspec.structs import replace as with_fields
 
+from onnxq.api.backends import settled
 from onnxq.api.job import Job, Progress, make_job, with_data, with_test_data
 from onnxq.api.search import (
     Searched,
@@ -48,6 +49,7 @@ from onnxq.verify import (
     RunFacts,
     Subjects,
     check_gates,
+    graph_facts,
     load_metric,
     verify,
 )
@@ -147,20 +149,38 @@ def run(
         OnnxqError: See ``onnxq.errors`` for the tree. Nothing is written then.
     """
     source = model if isinstance(model, Model) else load(model)
+    job = settled(job, source)
     path = Path(output) if output is not None else None
     if path is not None:
-        check_targets(path, source, _read_files(job), force=force)
-    named = job.metric_from
-    metric = load_metric(job.recipe.verify.metric, allow_code=named.allow_code, base=named.base)
-    drafted = draft(source, job)
-    if wants_search(job.recipe, drafted):
-        drafted, made, receipt = _search(drafted, path, job, metric)
-    else:
-        made = source if drafted.plan.empty else apply_plan(drafted)
-        receipt = make_receipt(drafted, made, path, job, metric)
+        check_targets(path, source, read_files(job), force=force)
+    drafted, made, receipt = made_by(source, job, path)
     if path is not None:
         receipt = write_result(made, path, receipt, large=not source.fits_one_file)
     return Result(made, drafted.plan, receipt, path, drafted.census)
+
+
+def made_by(source: Model, job: Job, path: Path | None = None) -> tuple[Draft, Model, Receipt]:
+    """Draft, rewrite and verify: what ``run`` does before it writes to ``path``.
+
+    Raises:
+        OnnxqError: See ``onnxq.errors`` for the tree.
+    """
+    metric = metric_of(job)
+    drafted = draft(source, job)
+    if wants_search(job.recipe, drafted):
+        return _search(drafted, path, job, metric)
+    made = source if drafted.plan.empty else apply_plan(drafted)
+    return drafted, made, make_receipt(drafted, made, path, job, metric)
+
+
+def metric_of(job: Job) -> MetricChoice:
+    """The metric that a job names.
+
+    Raises:
+        OnnxqError: There is none of that name, or it is code that may not run.
+    """
+    named = job.metric_from
+    return load_metric(job.recipe.verify.metric, allow_code=named.allow_code, base=named.base)
 
 
 def planned(model: str | Path | Model, job: Job) -> QuantPlan:
@@ -169,11 +189,12 @@ def planned(model: str | Path | Model, job: Job) -> QuantPlan:
     Raises:
         OnnxqError: See ``onnxq.errors`` for the tree.
     """
-    named, drafted = job.metric_from, draft(model, job)
+    source = model if isinstance(model, Model) else load(model)
+    job = settled(job, source)
+    drafted = draft(source, job)
     if not wants_search(job.recipe, drafted):
         return drafted.plan
-    metric = load_metric(job.recipe.verify.metric, allow_code=named.allow_code, base=named.base)
-    return searched(drafted, job, metric).draft.plan
+    return searched(drafted, job, metric_of(job)).draft.plan
 
 
 def _search(
@@ -188,7 +209,7 @@ def _search(
     for _ in range(RETRIES):
         if keeps_limits(receipt) or not found.within:
             break
-        found = searched_nearer(found, job)
+        found = searched_nearer(found, job, receipt)
         made, receipt = _proved(found, path, job, metric)
     return found.draft, made, receipt
 
@@ -214,7 +235,7 @@ def check_targets(path: Path, source: Model, read: list[Path], *, force: bool) -
         check_writable(target, [*files_of(source), *read], force=force)
 
 
-def _read_files(job: Job) -> list[Path]:
+def read_files(job: Job) -> list[Path]:
     """Data files that the job names: no output may take their place."""
     named = ((job.calibration_data, job.data_from), (job.testing_data, job.test_from))
     return [
@@ -285,6 +306,7 @@ def make_receipt(
         metric=metric,
         judge=recipe.verify.output,
         batch_size=recipe.data.batch_size,
+        provider=recipe.provider,
         threads=recipe.verify.threads,
         seconds=recipe.verify.seconds,
         state=recipe.data.state,
@@ -308,7 +330,8 @@ def make_receipt(
         ranges=drafted.ranges.tensors,
         measured=measured,
         gates=check_gates(budgets, measured),
-        environment=environment(),
+        environment=environment(recipe.provider),
+        graph=graph_facts(source, drafted.prepared),
     )
 
 

@@ -8,8 +8,8 @@ from functools import reduce
 from pathlib import Path
 
 from msgspec import to_builtins
-from msgspec.structs import replace as with_fields
 
+from onnxq.api.backends import settled
 from onnxq.api.job import Job, Progress, make_job, with_data
 from onnxq.api.stages import begin, draw, observe, open_reader
 from onnxq.calibrate import Calibration, Workers, decode, describe, encode
@@ -87,8 +87,7 @@ def run_calibration(
     data = job.calibration_data
     if data is None:
         raise UsageError("there are no samples to calibrate with", "give --data")
-    target = job.recipe.target or default_target()
-    job = replace(job, recipe=with_fields(job.recipe, target=target))
+    job = settled(job, source)
     reader = open_reader(data, job.data_from, source.view().inputs, job.recipe)
     if samples is not None:
         reader = draw(reader, samples, job.recipe, job.seed)
@@ -96,7 +95,9 @@ def run_calibration(
     journal = journal_path(Path(output)) if output is not None else None
     found = observe(start, reader, job, earlier=earlier, keep_histogram=True, journal=journal)
     if output is not None and journal is not None:
-        save_ranges(found, output, get_target(target).activation_grid)
+        save_ranges(
+            found, output, get_target(job.recipe.target or default_target()).activation_grid
+        )
         journal.unlink(missing_ok=True)  # what it kept is safe
     return found
 

@@ -116,6 +116,11 @@ def _check_same(source: Model, receipt: Receipt) -> None:
             f"'{source.path}' is another model ({found[:12]})",
             "its plan fits the very same file only; quantize this one anew",
         )
+    if receipt.training is not None:
+        raise UsageError(
+            "the receipt is of trained weights, which it does not hold",
+            f"train again with its recipe and seed {receipt.run.seed}: `onnxq qat`",
+        )
 
 
 def _draft(source: Model, receipt: Receipt, test_data: Data | None) -> Draft:

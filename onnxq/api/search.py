@@ -27,10 +27,11 @@ from onnxq.sensitivity.options import CountOptions, Options, SizeOptions
 from onnxq.sensitivity.plans import Subject
 from onnxq.sensitivity.search import Found, NoiseOf, Trials, search_plan
 from onnxq.sensitivity.storage import stored
+from onnxq.sensitivity.untold import fastest_of
 from onnxq.sensitivity.values import FrontPoint
 from onnxq.targets import get_target
 from onnxq.types import Feed, Precision
-from onnxq.verify import Candidate, Gate, MetricChoice, Receipt, check_gates
+from onnxq.verify import Candidate, Gate, Measured, MetricChoice, Receipt, check_gates
 
 # Evaluation samples: as many as the float model runs in these seconds, between the two numbers.
 _SECONDS, _LEAST, _MOST = 1.5, 16, 512
@@ -39,8 +40,9 @@ _NOISE_SAMPLES = 16
 # A difference in speed that nobody notices.
 _SAME_SPEED, _MOST_NOISE = 0.02, 0.1
 _USUAL = "asked of every model that has no budget of its own"
-# Noise of half the amplitude.
-_HALF_DB = 20 * math.log10(2)
+# Noise falls by so much at most where a proof failed: half of the amplitude. The last time it falls
+# by so much more than the proof asks for.
+_MOST_DB, _LAST_DB = 6.0, 2.5
 _OF_ACCURACY = ("max_drop", "min_sqnr", "min_agreement")
 _HELP = (
     "no plan keeps {limits}: more calibration samples, another --calibrator, or training "
@@ -62,6 +64,7 @@ class Searched:
         within: Whether it does, and as much less as it was told to.
         trials: The samples that it was judged by, and what was measured.
         front: The best plans from the cheapest to all float; empty where the first one did.
+        nearer: Whether it was told to lose less than the limits, since a proof had failed.
     """
 
     draft: Draft
@@ -70,6 +73,7 @@ class Searched:
     within: bool
     trials: Trials
     front: tuple[FrontPoint, ...] = ()
+    nearer: bool = False
 
 
 def objective_of(recipe: Recipe) -> str:
@@ -122,30 +126,57 @@ def searched(drafted: Draft, job: Job, metric: MetricChoice) -> Searched:
         judge=recipe.verify.output,
         state=recipe.data.state,
         threads=recipe.verify.threads,
+        provider=recipe.provider,
     )
     target = get_target(recipe.target or default_target())
     subject = Subject(view, drafted.census, drafted.ranges.tensors, recipe, target)
     limits = limits_of(recipe.budgets, evaluator.floating)
-    trials = Trials(Maker(drafted.prepared, subject), evaluator, limits, journal, job.progress)
+    judged = limits.in_answers(evaluator.samples)
+    trials = Trials(Maker(drafted.prepared, subject), evaluator, judged, journal, job.progress)
     return _search(drafted, job, trials, limits)
 
 
-def searched_nearer(found: Searched, job: Job) -> Searched:
-    """Search for a plan that loses half as much as may be lost, and as what was found loses.
+def searched_nearer(found: Searched, job: Job, proof: Receipt) -> Searched:
+    """Search for a plan that loses less than what was found, by as much as the proof asks for.
 
     For when more is lost on other samples. Of a few samples often no answer changes at all, so that
-    the noise is to fall too: answers that change are about proportional to its amplitude.
+    the noise is to fall too. At first it falls by half of what the miss says, since the plan is
+    wanted that just keeps the limits; a plan that misses again is to make good for all of it.
 
     Raises:
         OnnxqError: See ``onnxq.errors`` for the tree.
     """
-    limits = found.trials.limits.tightened(0.5)
+    db = _missed_db(proof) / 2
+    db = min(2 * db + _LAST_DB, 2 * _MOST_DB) if found.nearer else min(db, _MOST_DB)
+    limits = found.trials.limits.tightened(10 ** (-db / 20))
     known = found.trials.attempts[key_of(found.draft.plan)].loss.sqnr_db
     if known is not None:
-        least = known + _HALF_DB
-        limits = with_fields(limits, min_sqnr=max(least, limits.min_sqnr or least))
+        limits = with_fields(limits, min_sqnr=max(known + db, limits.min_sqnr or known))
     trials = replace(found.trials, limits=limits, attempts={}, assignments={})
-    return _search(found.draft, job, trials, found.limits)
+    return replace(_search(found.draft, job, trials, found.limits), nearer=True)
+
+
+def _missed_db(proof: Receipt) -> float:
+    """By how much noise is to fall for the proof to hold, in dB.
+
+    Answers that change are about proportional to its amplitude; they are counted at the worst that
+    chance leaves. What was measured in dB is missed on the way from one set of samples to another,
+    and counts twice: none of it can be spared.
+    """
+    found = [0.0]
+    for gate in proof.gates:
+        if gate.passed or gate.name not in _OF_ACCURACY:
+            continue
+        worst = gate.value if gate.bound is None else gate.bound
+        if worst is None:
+            return math.inf
+        if gate.name == "min_sqnr":
+            found.append(2 * (gate.limit - worst))
+        else:
+            kept = gate.name == "min_agreement"
+            lost, most = (1 - worst, 1 - gate.limit) if kept else (worst, gate.limit)
+            found.append(20 * math.log10(lost / most) if most > 0 else math.inf)
+    return max(found)
 
 
 def _search(drafted: Draft, job: Job, trials: Trials, limits: Limits) -> Searched:
@@ -166,7 +197,7 @@ def _find(
     trials: Trials, feed: Feed, noise_of: NoiseOf, asked: Recipe, drafted: Draft
 ) -> tuple[Found, Fastest | None]:
     objective, recipe = objective_of(asked), drafted.recipe
-    if _timed(asked):
+    if _timed(asked) and recipe.provider.is_cpu:
         fastest = find_fastest(
             trials,
             feed,
@@ -186,6 +217,17 @@ def _find(
     found = search_plan(trials, options, noise_of)
     if objective == "latency" and asked.precision is None:
         found = stored(trials, found)
+    if _timed(asked):
+        fastest = fastest_of(
+            trials,
+            feed,
+            found,
+            provider=recipe.provider,
+            storage=asked.precision is None,
+            threads=recipe.verify.threads,
+            seconds=recipe.verify.seconds,
+        )
+        return fastest.found, fastest
     return found, None
 
 
@@ -221,8 +263,8 @@ def _nodes(maker: Maker, precision: Precision) -> dict[str, float]:
 
 
 def _runs_here(recipe: Recipe) -> bool:
-    target = get_target(recipe.target or default_target())
-    return target.provider == get_target(default_target()).provider
+    target = get_target(recipe.target or default_target(recipe.provider))
+    return target.provider == recipe.provider.runtime_name
 
 
 def _samples(drafted: Draft) -> tuple[Reader, Draft]:
@@ -238,7 +280,8 @@ def _journal(reader: Reader, drafted: Draft, job: Job, metric: MetricChoice) -> 
     """What was found by the same run before."""
     facts = (
         sha256(drafted.source), job.recipe.digest(), reader.digest(), job.seed,
-        metric.name, metric.code, job.prepare, _digest(drafted.ranges.tensors), environment(),
+        metric.name, metric.code, job.prepare, _digest(drafted.ranges.tensors),
+        environment(drafted.recipe.provider),
     )  # fmt: skip
     shelf = Shelf.of(job.cache / "plans", facts, certain=False) if job.cache is not None else None
     return Journal(shelf.journal if shelf is not None else None, repr(facts))
@@ -257,12 +300,14 @@ def _complete_feed(drafted: Draft, batch: Batch) -> Feed:
 def _count(reader: Reader, drafted: Draft) -> int:
     """As many samples as the float model runs in a given time."""
     first = next(reader.batches(drafted.recipe.data.batch_size))
-    session = Session(drafted.prepared, threads=drafted.recipe.verify.threads)
-    feed = _complete_feed(drafted, first)
-    session.run(feed)
-    started = time.perf_counter()
-    session.run(feed)
-    each = (time.perf_counter() - started) / max(first.count, 1)
+    recipe, feed = drafted.recipe, _complete_feed(drafted, first)
+    with Session(
+        drafted.prepared, provider=recipe.provider, threads=recipe.verify.threads
+    ) as session:
+        session.run(feed)
+        started = time.perf_counter()
+        session.run(feed)
+        each = (time.perf_counter() - started) / max(first.count, 1)
     return int(min(max(_SECONDS / max(each, 1e-9), _LEAST), _MOST))
 
 
@@ -303,6 +348,7 @@ class _Noise:
             self._batches,
             state=recipe.data.state,
             threads=recipe.verify.threads,
+            provider=recipe.provider,
         )
         report = analyze(
             self._drafted.prepared,
@@ -352,17 +398,34 @@ def keeps_limits(receipt: Receipt) -> bool:
     return all(gate.passed for gate in receipt.gates if gate.name in _OF_ACCURACY)
 
 
+def usual_gates(limits: Limits, measured: Measured) -> tuple[Gate, ...]:
+    """What is asked of everybody, held against a proof by its figures alone."""
+    read = limits.in_answers(measured.samples)
+    budgets = Budgets(
+        max_drop=read.max_drop, min_sqnr=read.min_sqnr, min_agreement=read.min_agreement
+    )
+    return tuple(
+        with_fields(gate, note=_usual_note(gate, limits, measured.samples))
+        for gate in check_gates(budgets, measured)
+    )
+
+
+def _usual_note(gate: Gate, limits: Limits, samples: int) -> str:
+    if gate.name != "min_agreement" or limits.min_agreement is None:
+        return _USUAL
+    changed = round((1 - gate.limit) * samples)
+    return (
+        f"{_USUAL}: {limits.min_agreement:.4g} of the answers the same, in whole answers, "
+        f"so that {changed} of {samples} may change"
+    )
+
+
 def with_search(receipt: Receipt, found: Searched, asked: Recipe) -> Receipt:
     """The receipt with what was tried, and gates for what was asked beside the budgets."""
     measured = receipt.measured
     gates = receipt.gates
     if found.limits.usual:
-        usual = Budgets(
-            max_drop=found.limits.max_drop,
-            min_sqnr=found.limits.min_sqnr,
-            min_agreement=found.limits.min_agreement,
-        )
-        gates += tuple(with_fields(gate, note=_USUAL) for gate in check_gates(usual, measured))
+        gates += usual_gates(found.limits, measured)
     latency = measured.latency
     timed = objective_of(asked) == "latency" and _runs_here(asked)
     if timed and latency is not None and not asked.allow_slower:

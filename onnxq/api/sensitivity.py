@@ -10,6 +10,7 @@ from pathlib import Path
 
 from msgspec.structs import replace as with_fields
 
+from onnxq.api.backends import settled
 from onnxq.api.job import Job, Progress, make_job, with_data, with_metric, with_test_data
 from onnxq.api.shelf import Shelf
 from onnxq.api.stages import Draft, draft, draw, open_reader, usual_precision
@@ -149,7 +150,7 @@ def run_sensitivity(
     """
     source = model if isinstance(model, Model) else load(model)
     refuse_quantized(source)
-    wanted = wanted or Analysis()
+    wanted, job = wanted or Analysis(), settled(job, source)
     precisions = tuple(dict.fromkeys(wanted.precisions)) or (usual_precision(job),)
     wanted, job = replace(wanted, precisions=precisions), _job_for(job, precisions)
     named = job.metric_from
@@ -204,6 +205,7 @@ def _measure(
         judge=recipe.verify.output,
         state=recipe.data.state,
         threads=recipe.verify.threads,
+        provider=recipe.provider,
     )
     target = get_target(recipe.target or default_target())
     ranges = drafted.ranges.tensors
@@ -224,8 +226,8 @@ def _measure(
     report = with_fields(report, notes=drafted.notes + report.notes)
     if not recipe.verify.seconds:
         return report
-    if target.provider != get_target(default_target()).provider:
-        note = f"times are not known: {target.name} is not what this machine runs"
+    if not recipe.provider.is_cpu or target.provider != recipe.provider.runtime_name:
+        note = "times are not known: only the CPU provider tells those of nodes, for its targets"
         return with_fields(report, notes=(*report.notes, note))
     subject = Subject(model.view(), drafted.census, ranges, recipe, target)
     return _timed(report, Maker(model, subject), evaluator, wanted.precisions, job.progress)
@@ -272,7 +274,7 @@ def _shelf(source: Model, job: Job, wanted: Analysis, metric: MetricChoice) -> S
     data = _digests(source, job)
     facts = (
         sha256(source), job.recipe.digest(), data, job.seed, wanted.precisions, wanted.method,
-        wanted.samples, metric.name, metric.code, environment(),
+        wanted.samples, metric.name, metric.code, environment(job.recipe.provider),
     )  # fmt: skip
     shelf = Shelf.of(wanted.cache / "sensitivity", facts, certain=data is not None)
     if shelf is not None and wanted.fresh:

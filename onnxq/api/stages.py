@@ -8,6 +8,7 @@ from pathlib import Path
 
 from msgspec.structs import replace as with_fields
 
+from onnxq.api.backends import settled
 from onnxq.api.job import Job, Origin
 from onnxq.calibrate import (
     AUTO,
@@ -100,6 +101,7 @@ def draft(model: str | Path | Model, job: Job) -> Draft:
     """
     source = model if isinstance(model, Model) else load(model)
     refuse_quantized(source)
+    job = settled(job, source)
     recipe, notes = _complete(job)
     job = replace(job, recipe=recipe)
     calibration, test, judging, data_notes = _open_readers(job, source.view().inputs)
@@ -191,6 +193,7 @@ def observe(
         exact=earlier.exact,
         state=recipe.data.state,
         threads=recipe.verify.threads,
+        provider=recipe.provider,
     )
     return calibrate(
         start.prepared,
@@ -259,7 +262,7 @@ def _complete(job: Job) -> tuple[Recipe, tuple[str, ...]]:
     """Fill in what the recipe leaves open."""
     recipe = with_fields(
         job.recipe,
-        target=job.recipe.target or default_target(),
+        target=job.recipe.target or default_target(job.recipe.provider),
         precision=usual_precision(job).value,
     )
     notes = _check_target(recipe)

@@ -17,6 +17,7 @@ from onnxq.calibrate.sample import join_taps, take_tap
 from onnxq.calibrate.watch import Watch
 from onnxq.graph import GraphView, Model, deserialize, load
 from onnxq.runtime import TappedSession
+from onnxq.targets import CPU, Provider
 from onnxq.types import Array, Feed
 
 # Runs whose taps are joined before observers see them: larger arrays cost less by the value.
@@ -39,6 +40,7 @@ class Setup:
         exact: Whether observers see every value.
         state: Input by output that is fed back.
         threads: Threads inside an operator.
+        provider: Where the model runs.
     """
 
     taps: tuple[str, ...]
@@ -48,6 +50,7 @@ class Setup:
     exact: bool = False
     state: Mapping[str, str] | None = None
     threads: int = 1
+    provider: Provider = CPU
 
     @classmethod
     def of(
@@ -60,11 +63,12 @@ class Setup:
         exact: bool = False,
         state: Mapping[str, str] | None = None,
         threads: int = 1,
+        provider: Provider = CPU,
     ) -> Setup:
         """The setup for a graph: a tensor goes by row when its first axis is that of an input."""
         axes = {spec.shape[0] for spec in view.inputs if spec.shape} - {None}
         by_row = frozenset(tap for tap in taps if (view.shape(tap) or (None,))[0] in axes)
-        return cls(tuple(taps), by_row, observer, base, exact, state, threads)
+        return cls(tuple(taps), by_row, observer, base, exact, state, threads, provider)
 
     def watches(self) -> Watches:
         """A watch for every tensor, which has seen nothing."""
@@ -73,7 +77,9 @@ class Setup:
 
     def open(self, model: Model) -> TappedSession:
         """A session with all taps."""
-        return TappedSession(model, self.taps, state=self.state, threads=self.threads)
+        return TappedSession(
+            model, self.taps, state=self.state, provider=self.provider, threads=self.threads
+        )
 
 
 @dataclass(frozen=True)

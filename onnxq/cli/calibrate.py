@@ -15,6 +15,7 @@ from onnxq.api import load_ranges, merge_ranges, run_calibration, save_ranges
 from onnxq.calibrate import OBSERVERS, Calibration, describe
 from onnxq.cli.options import Overrides, job_of, ranges_of, workers_of
 from onnxq.cli.progress import StageBars
+from onnxq.cli.shared import runs_on
 from onnxq.data import FORMS
 from onnxq.graph import check_writable
 from onnxq.plan import CalibrationSettings
@@ -86,6 +87,7 @@ def calibrate() -> None:
 @click.option("--keep-float", metavar="GLOB", multiple=True, help="Nodes that stay float.")
 @click.option("--keep-float-op", metavar="OP", multiple=True, help="Operators that stay float.")
 @click.option("--target", type=click.Choice(list(TARGETS)), help="Provider; else this machine's.")
+@runs_on
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Draws the samples."
 )
@@ -118,7 +120,7 @@ def run(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands over
         found = run_calibration(
             model, job, earlier=earlier, samples=options["samples"], output=output
         )
-    target = get_target(job.recipe.target or default_target())
+    target = get_target(job.recipe.target or default_target(job.recipe.provider))
     grid = _grid(target.activation_grid, options)
     _tell(found, grid, show=options["show"], silent=silent, as_json=options["as_json"])
     if not silent:

@@ -13,9 +13,14 @@ from onnxq.errors import OnnxqError
 # Name and one line of help; the module of a command is imported when it is called.
 COMMANDS = {
     "quantize": "Quantize a model, and measure what came out.",
+    "qat": "Train a model for quantization, and measure what that was worth.",
+    "check": "Hold a new export against a baseline, for CI.",
     "calibrate": "Observe the activations of a model, and save what was seen.",
     "sensitivity": "Measure what every layer costs in accuracy and in time.",
+    "compare": "Compare a model with another form of it, and tell where the error enters.",
+    "diff": "Tell what changed from one receipt to another.",
     "bench": "Compare the latency of models, and of their nodes.",
+    "backends": "Show which execution providers run here, and which suits a model.",
     "inspect": "Show every node, and whether it can run as int8.",
     "recipe": "Show ready recipes, and what a recipe can say.",
 }

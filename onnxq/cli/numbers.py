@@ -35,6 +35,28 @@ class Number(click.ParamType):  # type: ignore[type-arg]
         return number
 
 
+class Numbers(click.ParamType):  # type: ignore[type-arg]
+    """Whole numbers from 1 on, with commas between: ``1,8``."""
+
+    name = "numbers"
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 - click hands over any type
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> list[int]:
+        """Read them, or say which one is wrong."""
+        if isinstance(value, list):
+            return value
+        found = []
+        for text in str(value).split(","):
+            if not text.strip().isdecimal() or int(text) < 1:
+                self.fail(f"'{text}' is no whole number from 1 on; say 1 or 1,8.", param, ctx)
+            found.append(int(text))
+        return found
+
+
 class Share(click.ParamType):  # type: ignore[type-arg]
     """A share of a whole, ``99%`` or ``0.99``.
 

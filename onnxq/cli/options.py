@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from onnxq.api import (
 from onnxq.calibrate import Calibration, Workers, connect
 from onnxq.errors import UsageError
 from onnxq.plan import Recipe
+from onnxq.targets import Provider
 from onnxq.types import Precision
 
 WEIGHT_OPTIONS = ("block_size", "weight_method", "asymmetric_weights")
@@ -51,6 +52,10 @@ class Overrides:
     keep_float: tuple[str, ...] = ()
     keep_float_op: tuple[str, ...] = ()
     metric: str | None = None
+    ep: str | None = None
+    ep_option: tuple[str, ...] = ()
+    ep_library: str | None = None
+    strict_ep: bool = False
     samples: int | None = None
     batch_size: int | None = None
     threads: int | None = None
@@ -96,6 +101,34 @@ def job_of(model: Path, overrides: Overrides) -> Job:
     if overrides.metric is not None:
         job = with_metric(job, overrides.metric)
     return replace(job, recipe=_merge(job.recipe, overrides))
+
+
+def provider_of(known: Provider, said: Mapping[str, Any]) -> Provider:
+    """Where models run: a provider, and on top of it the options that begin with ``--ep``.
+
+    Args:
+        known: What counts where nothing is said.
+        said: The options by their names.
+
+    Raises:
+        UsageError: An option is not of its form, or they contradict each other.
+    """
+    plugin, _, library = (said["ep_library"] or "=").partition("=")
+    if said["ep_library"] and not (plugin and library):
+        raise UsageError(f"--ep-library '{said['ep_library']}' is not of the form NAME=PATH")
+    name = said["ep"] or plugin or known.name
+    if plugin and name != plugin:
+        raise UsageError(f"--ep is '{name}', and the plugin's name is '{plugin}'", "say one name")
+    pairs = [option.partition("=") for option in said["ep_option"]]
+    if wrong := [key for key, equals, _ in pairs if not (key and equals)]:
+        raise UsageError(f"--ep-option '{wrong[0]}' is not of the form KEY=VALUE")
+    base = known if name == known.name else Provider(name)
+    return with_fields(
+        base,
+        options=base.options | {key: value for key, _, value in pairs},
+        library=library or base.library,
+        strict=known.strict or said["strict_ep"],
+    )
 
 
 def ranges_of(path: Path, job: Job) -> Calibration:
@@ -160,6 +193,7 @@ def _merge(recipe: Recipe, said: Overrides) -> Recipe:
         format=said.format or recipe.format,
         weights=with_fields(recipe.weights, **weights),
         target=said.target or recipe.target,
+        provider=provider_of(recipe.provider, asdict(said)),
         per_channel=recipe.per_channel and not said.per_tensor,
         keep_float=recipe.keep_float + said.keep_float,
         keep_float_op=recipe.keep_float_op + said.keep_float_op,

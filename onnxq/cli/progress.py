@@ -1,11 +1,11 @@
-"""A progress bar on standard error for the stages of a run."""
+"""Progress bars on standard error for the stages of a run."""
 
 from __future__ import annotations
 
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
@@ -14,6 +14,7 @@ class StageBars:
 
     def __init__(self, *, quiet: bool) -> None:
         console = Console(stderr=True)
+        self._quiet = quiet
         self._bars = Progress(
             TextColumn("{task.description:<10}"),
             BarColumn(),
@@ -37,8 +38,20 @@ class StageBars:
     ) -> None:
         self._bars.stop()
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show how far a stage is; a total of 0 is one that nobody knows yet."""
+    def __call__(self, stage: str, done: int, total: int, told: str = "") -> None:
+        """Show how far a stage is; a total of 0 is one that nobody knows yet.
+
+        Args:
+            stage: Which.
+            done: Parts that are done.
+            total: All parts.
+            told: What to say in place of the stage's name.
+        """
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=total or None)
-        self._bars.update(self._tasks[stage], completed=done)  # type: ignore[arg-type]
+        self._bars.update(self._tasks[stage], completed=done, description=told or stage)  # type: ignore[arg-type]
+
+    def print(self, view: RenderableType) -> None:
+        """Print above the bars, also where standard error is no terminal."""
+        if not self._quiet:
+            self._bars.console.print(view)

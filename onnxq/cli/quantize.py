@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,21 +9,17 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
 
-from onnxq.api import load_receipt, planned, receipt_path, replay, run, usual_precision
-from onnxq.calibrate import OBSERVERS
-from onnxq.cli.numbers import Number, Share
+from onnxq.api import load_receipt, planned, replay, run, usual_precision
 from onnxq.cli.options import Overrides, check_weight_options, job_of, ranges_of, workers_of
 from onnxq.cli.progress import StageBars
-from onnxq.data import FORMS
+from onnxq.cli.results import finish, show
+from onnxq.cli.shared import budgets, plan_of_layers, runs_on, samples_and_recipe
 from onnxq.errors import UsageError
 from onnxq.graph import check_writable
 from onnxq.report import plan_table, receipt_view
 from onnxq.runtime import cache_folder
-from onnxq.targets import TARGETS
-from onnxq.types import Form, Precision
-from onnxq.verify import Receipt
+from onnxq.types import Precision
 
 EPILOG = """\b
 Examples:
@@ -45,10 +40,7 @@ REPLAYED = (
 
 @click.command(epilog=EPILOG)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--data", metavar="DATA", help=f"Calibration {FORMS}.")
-@click.option("--test-data", metavar="DATA", help="Test data; else the tail of --data.")
-@click.option("--recipe", type=click.Path(path_type=Path), help="Recipe; else MODEL.onnxq.toml.")
-@click.option("--preset", metavar="NAME", help="A recipe of onnxq's, see `onnxq recipe list`.")
+@samples_and_recipe("Calibration")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Output; else MODEL.PRECISION.onnx."
 )
@@ -71,45 +63,21 @@ REPLAYED = (
     help="What the best model is; latency is the default.",
 )
 @click.option("--allow-slower", is_flag=True, help="A model slower than float will do.")
-@click.option("--max-drop", type=Share(bare=0.2), help="The most that the metric may fall.")
-@click.option("--min-agreement", type=Share(), help="The least share with the same top class.")
-@click.option("--min-sqnr", type=Number(), help="The least SQNR of any output, in dB.")
-@click.option("--min-int8", type=Share(), help="The least share of layers that run as int8.")
-@click.option(
-    "--max-size", type=Share(10, bare=10), help="The most bytes, as a share of the model's."
-)
-@click.option("--min-speedup", type=Number(0), help="The least speed, in multiples of float.")
+@budgets
 @click.option("--float-type", type=click.Choice(["float32", "fp16"]), help="Of what stays float.")
-@click.option(
-    "--format",
-    type=click.Choice([f.value for f in Form]),
-    help="Q/DQ pairs, or operators on integers.",
-)
-@click.option(
-    "--block-size",
-    type=click.Choice(["16", "32", "64", "128", "256"]),
-    help="Values that share a scale, for weights alone.",
-)
+@plan_of_layers
+@runs_on
 @click.option(
     "--weight-method",
     type=click.Choice(["rtn", "hqq"]),
-    help="How these scales are chosen: by rounding alone, or by half-quadratic optimisation.",
+    help="How scales of blocks are chosen: by rounding alone, or by half-quadratic optimisation.",
 )
-@click.option(
-    "--asymmetric-weights", is_flag=True, help="Blocks have a zero point, for weights alone."
-)
-@click.option("--target", type=click.Choice(list(TARGETS)), help="Provider; else this machine's.")
-@click.option("--calibrator", metavar="NAME", help=f"{', '.join(OBSERVERS)}, or module:Class.")
 @click.option("--exact", is_flag=True, help="Count every value, not a sample of large tensors.")
 @click.option(
     "--ranges", type=click.Path(path_type=Path), help="Ranges by `onnxq calibrate`, not new ones."
 )
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
 @click.option("--cluster", metavar="ADDRESS", help="A Dask scheduler, such as tcp://host:8786.")
-@click.option("--per-tensor", is_flag=True, help="One scale per weight, not one per channel.")
-@click.option("--keep-float", metavar="GLOB", multiple=True, help="Nodes that stay float.")
-@click.option("--keep-float-op", metavar="OP", multiple=True, help="Operators that stay float.")
-@click.option("--metric", metavar="NAME", help="top1, or module:function(outputs, labels).")
 @click.option("--samples", type=click.IntRange(1), help="The most samples to calibrate with.")
 @click.option("--batch-size", type=click.IntRange(1), help="Samples per run.")
 @click.option("--threads", type=click.IntRange(1), help="Threads inside an operator.")
@@ -165,9 +133,9 @@ def quantize(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands
         else:
             receipt = run(model, job, output=output, force=options["force"]).receipt
     if options["dry_run"]:
-        _show(plan, None if silent else plan_table(plan), as_json=options["as_json"])
+        show(plan, plan_table(plan), options)
         return
-    _finish(receipt, output, options)
+    finish(receipt, receipt_view(receipt), output, options)
 
 
 def _replay(model: Path, options: Mapping[str, Any]) -> None:
@@ -191,22 +159,4 @@ def _replay(model: Path, options: Mapping[str, Any]) -> None:
         ).receipt  # fmt: skip
     same = made.output.sha256 == receipt.output.sha256
     bytes_are = "the same bytes as" if same else "other bytes than"
-    _finish(made, output, options, f"; the model has {bytes_are} the receipt's")
-
-
-def _finish(receipt: Receipt, output: Path, options: Mapping[str, Any], how: str = "") -> None:
-    """Show the receipt, and exit by its gates."""
-    silent = options["quiet"] or options["as_json"]
-    _show(receipt, None if silent else receipt_view(receipt), as_json=options["as_json"])
-    if not silent:
-        click.echo(f"wrote {output} and {receipt_path(output)}{how}")
-    sys.exit(0 if receipt.passed else 1)
-
-
-def _show(value: Any, view: Any, *, as_json: bool) -> None:  # noqa: ANN401 - any result and view
-    if as_json:
-        import msgspec
-
-        click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
-    elif view is not None:
-        Console().print(view)
+    finish(made, receipt_view(made), output, options, f"; the model has {bytes_are} the receipt's")

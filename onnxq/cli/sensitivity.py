@@ -15,6 +15,7 @@ from onnxq.api import Analysis, known_precision, run_sensitivity
 from onnxq.api.sensitivity import SAMPLES
 from onnxq.cli.options import Overrides, job_of, workers_of
 from onnxq.cli.progress import StageBars
+from onnxq.cli.shared import runs_on
 from onnxq.data import FORMS
 from onnxq.errors import UsageError
 from onnxq.graph import check_writable, write_bytes
@@ -64,6 +65,7 @@ def sensitivity() -> None:
 @click.option("--batch-size", type=click.IntRange(1), help="Samples per run.")
 @click.option("--threads", type=click.IntRange(1), help="Threads inside an operator.")
 @click.option("--target", type=click.Choice(list(TARGETS)), help="Provider; else this machine's.")
+@runs_on
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
 @click.option("--cluster", metavar="ADDRESS", help="A Dask scheduler, such as tcp://host:8786.")
 @click.option(

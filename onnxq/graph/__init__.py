@@ -1,6 +1,7 @@
 """The model: load, save, look at, edit, strip. The only place that knows onnx and onnx_ir."""
 
-from onnxq.graph.edit import Editor
+from onnxq.graph.defaults import attribute_defaults
+from onnxq.graph.edit import Editor, with_constants
 from onnxq.graph.extract import extract
 from onnxq.graph.files import (
     check_writable,
@@ -41,6 +42,7 @@ __all__ = [
     "Place",
     "Tolerance",
     "Use",
+    "attribute_defaults",
     "check_writable",
     "copy_model",
     "data_path",
@@ -66,5 +68,6 @@ __all__ = [
     "staging",
     "strip",
     "to_text",
+    "with_constants",
     "write_bytes",
 ]

@@ -272,6 +272,18 @@ class Editor:
         return self._model
 
 
+def with_constants(model: Model, arrays: Mapping[str, Array]) -> Model:
+    """The same model with other values for some of its constants, of the same types and shapes."""
+    copy = model.copy()
+    for name, array in arrays.items():
+        value = copy.ir.graph.initializers[name]
+        held = value.const_value
+        if held is None or tuple(held.shape) != array.shape or held.dtype.numpy() != array.dtype:
+            raise ValueError(f"constant '{name}' is of another shape or type than its new values")
+        value.const_value = ir.tensor(array, name=name)
+    return copy
+
+
 def _data_type(dtype: str) -> ir.DataType:
     return ir.DataType.from_numpy(np.dtype(dtype))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
 from typing import Any
@@ -29,6 +29,7 @@ class NodeView:
         attrs: Attribute values as Python numbers, strings, tuples or arrays; no subgraphs.
         captures: Tensors of this graph that the node's subgraphs use.
         inner_uses: Each of these uses, those in nested subgraphs included, in order.
+        bodies: The node's subgraphs by the attributes that hold them (If, Loop, Scan).
     """
 
     name: str
@@ -39,6 +40,7 @@ class NodeView:
     attrs: Mapping[str, Any]
     captures: tuple[str, ...] = ()
     inner_uses: tuple[InnerUse, ...] = ()
+    bodies: Mapping[str, GraphView] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def full_op(self) -> str:
@@ -64,7 +66,10 @@ class Use:
 
 
 class GraphView:
-    """Looks at the main graph of a model; every question is a dictionary look-up."""
+    """Looks at the main graph of a model, or at the body of a node in it.
+
+    Every question is a dictionary look-up.
+    """
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
@@ -129,6 +134,11 @@ class GraphView:
     def uses(self, tensor: str) -> list[Use]:
         """All uses of a tensor, those of subgraphs included."""
         return self._uses.get(tensor, [])
+
+    @cached_property
+    def constant_names(self) -> tuple[str, ...]:
+        """The initializers that no input can override."""
+        return tuple(name for name in self._graph.initializers if self.is_constant(name))
 
     def is_constant(self, tensor: str) -> bool:
         """True for an initializer that cannot be overridden by an input."""
@@ -208,6 +218,7 @@ def _view_node(node: ir.Node, name: str) -> NodeView:
         attrs={a.name: _attribute(a) for a in node.attributes.values() if not _is_graph(a)},
         captures=tuple(captured(node)),
         inner_uses=tuple(u for graph in subgraphs(node) for u in _inner_uses(graph, node.graph)),
+        bodies={a.name: GraphView(a.value) for a in node.attributes.values() if _is_body(a)},
     )
 
 
@@ -220,6 +231,10 @@ def _inner_uses(graph: ir.Graph, outer: object) -> Iterator[InnerUse]:
             yield from (InnerUse(value.name or "", seen, port) for port, value in read)
         for body in subgraphs(node):
             yield from _inner_uses(body, outer)
+
+
+def _is_body(attr: ir.Attr) -> bool:
+    return attr.type == ir.AttributeType.GRAPH
 
 
 def _is_graph(attr: ir.Attr) -> bool:

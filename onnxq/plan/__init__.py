@@ -1,9 +1,11 @@
 """The plan: recipe in, a precision and a reason for every node and scales for every tensor out."""
 
+from onnxq.plan.checking import CheckSettings
 from onnxq.plan.choices import Choice, Choices
 from onnxq.plan.cut import Costs, cheapest
 from onnxq.plan.layers import LayerSettings, layer_settings, pinned
 from onnxq.plan.make import REFUSALS, make_plan
+from onnxq.plan.pairs import pair_readers, pair_serves_all
 from onnxq.plan.plan import NodePlan, QuantPlan
 from onnxq.plan.policy import tensors_to_observe
 from onnxq.plan.presets import load_preset, preset_text, presets
@@ -17,12 +19,14 @@ from onnxq.plan.settings import (
     VerifySettings,
     WeightSettings,
 )
+from onnxq.plan.training import QATSettings
 from onnxq.plan.weights import needed_opset
 
 __all__ = [
     "REFUSALS",
     "Budgets",
     "CalibrationSettings",
+    "CheckSettings",
     "Choice",
     "Choices",
     "Costs",
@@ -30,6 +34,7 @@ __all__ = [
     "LayerRule",
     "LayerSettings",
     "NodePlan",
+    "QATSettings",
     "QuantPlan",
     "Reading",
     "Recipe",
@@ -43,6 +48,8 @@ __all__ = [
     "load_recipe",
     "make_plan",
     "needed_opset",
+    "pair_readers",
+    "pair_serves_all",
     "pinned",
     "preset_text",
     "presets",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import msgspec
 
 from onnxq.types import Precision, QParams, Reason, WeightBlocks
@@ -23,7 +25,7 @@ class NodePlan(msgspec.Struct, frozen=True):
     reason: Reason | None = None
 
 
-class QuantPlan(msgspec.Struct, frozen=True):
+class QuantPlan(msgspec.Struct, frozen=True, dict=True):
     """What becomes of a model: plain, serialisable, complete.
 
     Attributes:
@@ -46,6 +48,14 @@ class QuantPlan(msgspec.Struct, frozen=True):
     def precision(self) -> dict[str, Precision]:
         """Precision by node name."""
         return {node.name: node.precision for node in self.nodes}
+
+    def is_static(self, node: str) -> bool:
+        """Whether a node computes on integers with known ranges."""
+        return node in self._static
+
+    @cached_property
+    def _static(self) -> frozenset[str]:
+        return frozenset(node.name for node in self.nodes if node.precision.static)
 
     def named(self, *precisions: Precision) -> tuple[str, ...]:
         """The nodes that have one of these precisions."""

@@ -13,6 +13,7 @@ import msgspec
 
 from onnxq.data import Preprocess
 from onnxq.errors import RecipeError
+from onnxq.plan.checking import CheckSettings
 from onnxq.plan.settings import (
     Budgets,
     CalibrationSettings,
@@ -23,6 +24,8 @@ from onnxq.plan.settings import (
     VerifySettings,
     WeightSettings,
 )
+from onnxq.plan.training import QATSettings
+from onnxq.targets import CPU, Provider
 from onnxq.types import Precision
 
 Objective = Literal["latency", "size", "int8-everywhere"]
@@ -43,7 +46,9 @@ class Recipe(Section, frozen=True):
         float_type: What the float part of the model computes in: ``float32`` or ``fp16``.
         format: ``qdq`` (pairs of QuantizeLinear and DequantizeLinear) or ``qoperator`` (integer
             operators).
-        target: The provider to plan for; detected when missing.
+        target: The provider to plan for; when missing, the one that models run on, or the kind of
+            this machine's processor.
+        provider: Where models run while ranges, plans and the output are measured.
         per_channel: One weight scale per output channel instead of one per tensor.
         keep_float: Globs of node names that stay float.
         keep_float_op: Operator types that stay float.
@@ -54,6 +59,8 @@ class Recipe(Section, frozen=True):
         weights: How weights are stored that are quantized alone.
         verify: How the output is judged.
         budgets: Limits that turn into gates.
+        qat: How ``onnxq qat`` trains.
+        check: How much worse than its baseline a model may be, for ``onnxq check``.
     """
 
     precision: PrecisionName | Literal["auto"] | None = None
@@ -62,6 +69,7 @@ class Recipe(Section, frozen=True):
     float_type: Literal["float32", "fp16"] = "float32"
     format: Literal["qdq", "qoperator"] = "qdq"
     target: str | None = None
+    provider: Provider = CPU
     per_channel: bool = True
     keep_float: tuple[str, ...] = ()
     keep_float_op: tuple[str, ...] = ()
@@ -71,6 +79,8 @@ class Recipe(Section, frozen=True):
     weights: WeightSettings = WeightSettings()
     verify: VerifySettings = VerifySettings()
     budgets: Budgets = Budgets()
+    qat: QATSettings = QATSettings()
+    check: CheckSettings = CheckSettings()
 
     def __post_init__(self) -> None:
         if self.precision == "auto":  # one form of what means the same
@@ -181,6 +191,9 @@ def _readable(message: str) -> str:
         "layers": LayerRule,
         "verify": VerifySettings,
         "budgets": Budgets,
+        "provider": Provider,
+        "qat": QATSettings,
+        "check": CheckSettings,
     }
     section = sections.get(re.sub(r"\[\d+\]", "", table), Recipe)
     known = [field.name for field in msgspec.structs.fields(section)]

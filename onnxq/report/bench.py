@@ -10,7 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from onnxq.runtime.bench import BenchReport, NodeTime
+from onnxq.runtime import told_fallback
+from onnxq.runtime.bench import BenchReport, BenchRun, NodeTime
+from onnxq.targets import Provider
 
 Sort = Literal["time", "gain"]
 
@@ -18,7 +20,7 @@ Sort = Literal["time", "gain"]
 def bench_view(
     report: BenchReport, *, sort: Sort = "time", top: int | None = None
 ) -> RenderableType:
-    """The models, then the nodes if they were measured.
+    """The models for each batch size and number of threads, then the nodes if they were measured.
 
     Args:
         report: What was found.
@@ -26,41 +28,62 @@ def bench_view(
             the last.
         top: The most nodes to show; what is left is summed up in one line. All if None.
     """
-    parts: list[RenderableType] = [_models(report), Text(_how(report))]
-    if report.too_noisy:
-        parts.append(
-            Text(
-                f"the machine was too noisy to tell (±{report.noise:.0%}): measure longer with "
-                "--seconds, or when it does less else",
-                style="yellow",
-            )
-        )
+    parts: list[RenderableType] = []
+    for run in report.runs:
+        parts += [_models(run), Text(_how(run, made_up=report.made_up))]
+        if run.too_noisy:
+            parts.append(Text(noisy(run.noise), style="yellow"))
+    parts += [Text(note, style="yellow") for note in _fallbacks(report.runs[0])]
     if report.nodes:
         parts += [Text(), _nodes(report, sort, top), Text(_explained(report), style="dim")]
     return Group(*parts)
 
 
-def _models(report: BenchReport) -> Table:
+def noisy(noise: float) -> str:
+    """What is said where speeds cannot be told apart."""
+    return (
+        f"the machine was too noisy to tell (±{noise:.0%}): measure longer with --seconds, or "
+        "when it does less else"
+    )
+
+
+def _models(run: BenchRun) -> Table:
+    providers = {model.provider for model in run.models}
+    memory = any(model.peak_bytes is not None for model in run.models)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("model", overflow="fold")
-    for title in ("median", "quartiles", "speed"):
+    if providers != {"cpu"}:
+        table.add_column("provider", no_wrap=True)
+    for title in ("speed", "median", "quartiles", "samples/s", *(["memory"] if memory else [])):
         table.add_column(title, justify="right", no_wrap=True)
-    for index, model in enumerate(report.models):
+    for index, model in enumerate(run.models):
         speed = f"{model.speed:.2f}x (±{model.noise:.0%})" if index else "1"
-        table.add_row(
-            escape(model.model), f"{model.ms:.3g} ms", f"{model.low:.3g} to {model.high:.3g}", speed
-        )
+        cells = [escape(model.model)]
+        cells += [escape(model.provider)] if providers != {"cpu"} else []
+        cells += [speed, f"{model.ms:.3g} ms", f"{model.low:.3g} to {model.high:.3g}"]
+        cells += [f"{model.per_second:,.0f}"]
+        cells += [f"{(model.peak_bytes or 0) / 1e6:.1f} MB"] if memory else []
+        table.add_row(*cells)
     return table
 
 
-def _how(report: BenchReport) -> str:
-    threads = "1 thread" if report.threads == 1 else f"{report.threads} threads"
-    feed = "made-up samples" if report.made_up else "samples of the data"
-    return f"batch {report.batch} ({feed}), {threads}, {report.rounds} interleaved rounds"
+def _how(run: BenchRun, *, made_up: bool) -> str:
+    threads = "1 thread" if run.threads == 1 else f"{run.threads} threads"
+    feed = "made-up samples" if made_up else "samples of the data"
+    return f"batch {run.batch} ({feed}), {threads}, {run.rounds} interleaved rounds"
+
+
+def _fallbacks(run: BenchRun) -> list[str]:
+    """What ran on the CPU provider instead, model by model."""
+    return [
+        f"{model.model}: {told_fallback(model.fallback, Provider(model.provider))}"
+        for model in run.models
+        if model.fallback
+    ]
 
 
 def _nodes(report: BenchReport, sort: Sort, top: int | None) -> Table:
-    both, total = len(report.models) > 1, report.total(0)
+    both, total = len(report.conversions) > 1, report.total(0)
     nodes = sorted(report.nodes, key=lambda node: -_key(node, sort))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("node", overflow="fold", min_width=16)
@@ -95,7 +118,7 @@ def _figures(us: tuple[float | None, ...], total: float) -> list[str]:
 
 def _explained(report: BenchReport) -> str:
     lines = "medians under ONNX Runtime's profiler, in whole microseconds; share: of all kernels"
-    if len(report.models) > 1:
-        lines += f" of the first model\nfirst: {report.models[0].model}"
-        lines += f"\nsecond: {report.models[1].model}"
+    if len(report.conversions) > 1:
+        first, second = report.runs[0].models
+        lines += f" of the first model\nfirst: {first.model}\nsecond: {second.model}"
     return lines

@@ -44,6 +44,29 @@ def sensitivity_page(report: SensitivityReport) -> str:
     Raises:
         RuntimeFailure: The extra ``report`` is not installed.
     """
+    return page_of(
+        "sensitivity",
+        _data(report),
+        report=report,
+        name=PurePath(report.model).name or "a model in memory",
+        caption=caption(report),
+        verdict=verdict(report),
+        columns=shown_columns(report),
+        words=WORDS,
+    )
+
+
+def page_of(template: str, data: dict[str, Any], **values: object) -> str:
+    """A page of a template with its script, the one style, and what the script draws.
+
+    Args:
+        template: ``NAME`` of the template ``NAME.html.j2`` and of its script ``NAME.js``.
+        data: What the script draws, as JSON.
+        values: What the template shows.
+
+    Raises:
+        RuntimeFailure: The extra ``report`` is not installed.
+    """
     jinja2, plotly = load_extra()
     loader = jinja2.PackageLoader("onnxq.report", "templates")
     pages = jinja2.Environment(
@@ -54,18 +77,13 @@ def sensitivity_page(report: SensitivityReport) -> str:
         lstrip_blocks=True,
     )
     pages.filters |= {"shorten": shorten, "db": db}
-    scripts: list[str] = [plotly.get_plotlyjs(), _template("sensitivity.js")]
-    page: str = pages.get_template("sensitivity.html.j2").render(
-        report=report,
-        name=PurePath(report.model).name or "a model in memory",
-        caption=caption(report),
-        verdict=verdict(report),
-        columns=shown_columns(report),
-        words=WORDS,
+    scripts: list[str] = [plotly.get_plotlyjs(), _template(f"{template}.js")]
+    page: str = pages.get_template(f"{template}.html.j2").render(
+        values,
         style=_template("sensitivity.css"),
         scripts=scripts,
         hashes=[_hash(script) for script in scripts],
-        data=_embedded(_data(report)),
+        data=_embedded(data),
     )
     return page
 

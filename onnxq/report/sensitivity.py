@@ -328,22 +328,23 @@ def to_markdown(report: SensitivityReport, *, top: int | None = None) -> str:
     """
     columns = shown_columns(report)
     rows = report.layers[:top]
-    lines = [f"# Sensitivity of {_plain(report.model)}", ""]
-    lines += [f"- **{_plain(title)}**: {_plain(said)}" for title, said in verdict(report)]
-    lines += [f"- {_plain(note)}" for note in report.notes]
+    lines = [f"# Sensitivity of {plain(report.model)}", ""]
+    lines += [f"- **{plain(title)}**: {plain(said)}" for title, said in verdict(report)]
+    lines += [f"- {plain(note)}" for note in report.notes]
     if rows:
-        lines += ["", _line(c.title for c in columns)]
-        lines.append(_line("---" if c.key in WORDS else "---:" for c in columns))
-        lines += [_line(_plain(c.cell(report, row)) for c in columns) for row in rows]
+        lines += ["", line(c.title for c in columns)]
+        lines.append(line("---" if c.key in WORDS else "---:" for c in columns))
+        lines += [line(plain(c.cell(report, row)) for c in columns) for row in rows]
     if left := report.layers[len(rows) :]:
-        lines.append(_line(_summed(report, left, columns)))
-    return "\n".join([*lines, "", _plain(caption(report)), ""])
+        lines.append(line(_summed(report, left, columns)))
+    return "\n".join([*lines, "", plain(caption(report)), ""])
 
 
-def _line(cells: Iterable[str]) -> str:
+def line(cells: Iterable[str]) -> str:
+    """A row of a table in Markdown."""
     return f"| {' | '.join(cells)} |"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
     return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))

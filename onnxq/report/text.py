@@ -37,7 +37,7 @@ def receipt_view(receipt: Receipt) -> RenderableType:
     measured = receipt.measured
     parts: list[RenderableType] = [_comparison(receipt), Text()]
     parts += [Text.from_markup(line) for line in _outputs(measured)]
-    parts += [Text.from_markup(line) for line in _nodes(receipt)]
+    parts += [Text.from_markup(line) for line in node_lines(receipt)]
     metric = measured.metric.name if measured.metric is not None else None
     if table := candidates_table(measured.candidates, metric):
         parts.append(table)
@@ -45,7 +45,7 @@ def receipt_view(receipt: Receipt) -> RenderableType:
         steps = escape("; ".join(measured.prepared.notes))
         parts.append(Text.from_markup(f"[dim]prepared:[/] {steps}"))
     parts += [Text.from_markup(f"[yellow]note:[/] {escape(note)}") for note in measured.notes]
-    parts += [Text.from_markup(_gate(gate)) for gate in receipt.gates]
+    parts += [Text.from_markup(gate_line(gate)) for gate in receipt.gates]
     return Group(*parts)
 
 
@@ -57,7 +57,7 @@ def _comparison(receipt: Receipt) -> Table:
         table.add_column(title, justify="right")
     table.add_column("change", justify="right")
     sizes = (receipt.source.bytes, measured.prepared.bytes, receipt.output.bytes)
-    table.add_row("size", *map(_bytes, sizes), f"{measured.size_ratio:.2f}x")
+    table.add_row("size", *map(size_text, sizes), f"{measured.size_ratio:.2f}x")
     if measured.metric is not None:
         table.add_row(*_metric_row(measured.metric))
     if measured.latency is not None:
@@ -82,14 +82,24 @@ def _latency_row(latency: LatencyFacts, prepared_ms: float | None) -> list[str]:
         f"{latency.source_ms:.3g} ms",
         prepared,
         f"{latency.output_ms:.3g} ms",
-        f"{_speed(latency.ratio_prepared, latency.noise)} (±{latency.spread:.0%})",
+        f"{_speed(latency)} (±{latency.spread:.0%})",
     ]
 
 
-def _speed(ratio: float, noise: float) -> str:
-    if abs(ratio - 1) <= max(noise, SAME_SPEED):
-        return f"{ratio:.2f}x, as fast"
-    return f"{ratio:.2f}x as fast" if ratio > 1 else f"[yellow]{ratio:.2f}x: slower[/]"
+def _speed(latency: LatencyFacts) -> str:
+    ratio = latency.ratio_prepared
+    if is_slower(latency):
+        return f"[yellow]{ratio:.2f}x: slower[/]"
+    return f"{ratio:.2f}x as fast" if _differs(latency) else f"{ratio:.2f}x, as fast"
+
+
+def is_slower(latency: LatencyFacts) -> bool:
+    """Whether the output is slower than the prepared float model, beyond chance and notice."""
+    return latency.ratio_prepared < 1 and _differs(latency)
+
+
+def _differs(latency: LatencyFacts) -> bool:
+    return abs(latency.ratio_prepared - 1) > max(latency.noise, SAME_SPEED)
 
 
 def _outputs(measured: Measured) -> list[str]:
@@ -109,7 +119,8 @@ def _outputs(measured: Measured) -> list[str]:
     return lines
 
 
-def _nodes(receipt: Receipt) -> list[str]:
+def node_lines(receipt: Receipt) -> list[str]:
+    """How many nodes are quantized, and which of them run as float, in rich's markup."""
     plan, coverage = receipt.plan, receipt.measured.int8_coverage
     lines = []
     if plan.empty:
@@ -141,7 +152,8 @@ def _reason(reason: Reason) -> str:
     return f"{escape(reason.node)}: {escape(reason.sentence)}"
 
 
-def _gate(gate: Gate) -> str:
+def gate_line(gate: Gate) -> str:
+    """A budget and whether it was kept, in rich's markup."""
     word = "[green]kept[/]" if gate.passed else "[red]missed[/]"
     value = "not measured" if gate.value is None else f"{gate.value:.4g}"
     if gate.bound is not None:
@@ -189,7 +201,8 @@ def _by_operator(census: Census) -> Text:
     return Text(f"{text}; the others: {rest}" if rest else text)
 
 
-def _bytes(count: int) -> str:
+def size_text(count: int) -> str:
+    """Bytes in the unit that suits them."""
     for unit, size in (("MB", 1_000_000), ("kB", 1_000)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

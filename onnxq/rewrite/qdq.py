@@ -16,9 +16,9 @@ import numpy as np
 from onnxq.graph import Editor, GraphView, Model, NodeView, Use
 from onnxq.numerics import quantize, quantize_blocks
 from onnxq.ops import OPERATORS, stored_in_bodies
-from onnxq.plan import QuantPlan
+from onnxq.plan import QuantPlan, pair_readers, pair_serves_all
 from onnxq.rewrite.check import check
-from onnxq.targets import Pairs, get_target
+from onnxq.targets import get_target
 from onnxq.types import Array, Precision, QParams, QType, WeightBlocks
 
 # Float layers whose weights a runtime may quantize by itself (Target.requantizes_float_layers).
@@ -202,16 +202,9 @@ class _Writer:
         return name
 
     def add_pair(self, tensor: str) -> None:
-        """Put Q and DQ behind a tensor, and let its readers read what comes out.
-
-        Where an int8 node makes the tensor, every reader gets the pair's output: a second
-        reader of the raw tensor would keep the node from fusing. Where a float node makes it, or
-        where the target wants pairs before int8 nodes alone, float readers keep the exact values.
-        """
+        """Put Q and DQ behind a tensor, and let its readers read what comes out."""
         params = self._plan.tensors[tensor]
-        producer = self._view.producer(tensor)
-        from_int8 = producer is not None and self._is_static(producer.name)
-        for_all = from_int8 and self._target.pairs is Pairs.AROUND
+        for_all = pair_serves_all(self._view, self._plan, tensor)
         subject = (tensor,)
         stored = self._name(subject, "quantized")
         if for_all and tensor in self._view.output_names:
@@ -226,7 +219,7 @@ class _Writer:
             [stored],
             name=self._name(subject, "QuantizeLinear"),
         )
-        readers = [u for u in self._view.uses(tensor) if for_all or self._is_static(u.node)]
+        readers = pair_readers(self._view, self._plan, tensor)
         apart = [u for u in readers if self._wants_channels(tensor, u)]
         if made == tensor or len(apart) < len(readers):
             self._dequantize(subject, stored, made, params)
@@ -240,14 +233,15 @@ class _Writer:
             else:
                 self.editor.redirect(use.node, use.port, channels if use in apart else made)
 
-    def _is_static(self, node: str) -> bool:
-        return self._precision.get(node, Precision.FLOAT).static
-
     def _wants_channels(self, tensor: str, use: Use) -> bool:
         """True for a float layer that the runtime would quantize behind a scalar scale."""
         node = self._view.by_name[use.node]
         shape = self._view.shape(tensor)
-        if not self._target.requantizes_float_layers or use.port < 0 or self._is_static(use.node):
+        if (
+            not self._target.requantizes_float_layers
+            or use.port < 0
+            or self._plan.is_static(use.node)
+        ):
             return False
         if node.op not in REQUANTIZED or node.domain:
             return False

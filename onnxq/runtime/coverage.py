@@ -75,7 +75,7 @@ def int8_coverage(quantized: Model, nodes: Iterable[str]) -> Coverage:
 def _optimized_view(model: Model) -> GraphView:
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         written = Path(folder) / "optimized.onnx"
-        Session(model, write_optimized=written)
+        Session(model, write_optimized=written).close()
         return load(written).view()
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import msgspec
 import numpy as np
 
 from onnxq.graph import Model
 from onnxq.runtime.session import Session
+from onnxq.targets import CPU, Provider
 from onnxq.types import Feed
 
 WARM_UP = 3
@@ -113,6 +115,7 @@ def measure_models(
     models: Sequence[Model],
     feed: Feed,
     *,
+    provider: Provider | Sequence[Provider] = CPU,
     threads: int = 1,
     seconds: float,
     progress: Callable[[int, int], None] | None = None,
@@ -125,6 +128,7 @@ def measure_models(
     Args:
         models: The models to compare.
         feed: What they are fed.
+        provider: Where they run: all of them, or one provider for each.
         threads: Threads inside an operator.
         seconds: About how long to measure in all.
         progress: Called with (percent of the time, 100).
@@ -132,20 +136,27 @@ def measure_models(
     Raises:
         RuntimeFailure: A model cannot be loaded, or fails on the feed.
     """
+    each = [provider] * len(models) if isinstance(provider, Provider) else list(provider)
     large = sum(model.weight_bytes for model in models) > _LARGE
     count = 1 if large else OPENINGS
     parts: list[Latency] = []
     for number in range(count):
         shift = number * max(1, len(models) // count) % len(models)
         order = [*range(shift, len(models)), *range(shift)]
-        sessions = {index: Session(models[index], threads=threads) for index in order}
 
         def tell(done: int, total: int, number: int = number) -> None:
             if progress is not None:
                 progress((100 * number + 100 * done // total) // count, 100)
 
-        running = [sessions[index] for index in range(len(models))]
-        parts.append(measure_latency(running, feed, seconds=seconds / count, progress=tell))
+        with ExitStack() as stack:
+            sessions = {
+                index: stack.enter_context(
+                    Session(models[index], provider=each[index], threads=threads)
+                )
+                for index in order
+            }
+            running = [sessions[index] for index in range(len(models))]
+            parts.append(measure_latency(running, feed, seconds=seconds / count, progress=tell))
     samples = tuple(tuple(t for part in parts for t in part.samples[i]) for i in range(len(models)))
     return Latency(
         tuple(float(np.median(times)) for times in samples),

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import platformdirs
 
-from onnxq.runtime.session import ort_version
+from onnxq.runtime.binding import ort_version
+from onnxq.targets import CPU, PROVIDERS, Provider
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -23,13 +24,16 @@ def _cpuinfo(key: str) -> str:
     return ""
 
 
-def default_target() -> str:
-    """The target of this machine.
+def default_target(provider: Provider = CPU) -> str:
+    """The target of a provider, or of this machine's processor where it has none.
 
     ``cpu-arm`` on Arm; on x86 ``cpu-x86`` where the processor adds uint8 x int8 products without
     saturating (VNNI), and where that cannot be told, and ``cpu-x86-avx2`` where it is known not
     to. Other providers are never taken by themselves: the model may be meant for another machine.
     """
+    facts = PROVIDERS.get(provider.name)
+    if facts is not None and facts.target is not None and not provider.is_cpu:
+        return facts.target
     if platform.machine().lower() in ("aarch64", "arm64"):
         return "cpu-arm"
     flags = _cpuinfo("flags").split()
@@ -37,11 +41,13 @@ def default_target() -> str:
     return "cpu-x86-avx2" if flags and not has_vnni else "cpu-x86"
 
 
-def environment() -> dict[str, str]:
-    """What a figure depends on: versions, processor, operating system."""
+def environment(provider: Provider = CPU) -> dict[str, str]:
+    """What a figure depends on: versions, execution provider, processor, operating system."""
+    options = [f"{key}={value}" for key, value in sorted(provider.options.items())]
     return {
         "onnxq": version("onnxq"),
         "onnxruntime": ort_version(),
+        "provider": " ".join([provider.runtime_name, *options]),
         "onnx": version("onnx"),
         "numpy": version("numpy"),
         "python": platform.python_version(),

@@ -74,7 +74,7 @@ def _refuse_custom_domains(model: Model) -> None:
 def _fold(model: Model) -> Model:
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         written = Path(folder) / "folded.onnx"
-        Session(model, level="basic", write_optimized=written)
+        Session(model, level="basic", write_optimized=written).close()
         if not written.is_file():
             raise ModelError(
                 f"ONNX Runtime did not write the folded form of '{model.path}'",
@@ -103,8 +103,9 @@ def _check_same(source: Model, prepared: Model, feed: Feed | None) -> Model:
             raise
         # A made-up feed can be one that the model itself does not take.
         return prepared.with_notes("could not check that the outputs are unchanged: no data")
-    del original  # two sessions at a time are memory for nothing
-    found = Session(prepared).run(feed)
+    original.close()  # two sessions at a time are memory for nothing
+    with Session(prepared) as session:
+        found = session.run(feed)
     half = any("float16" in note for note in prepared.notes)
     for name, value in expected.items():
         if not _same(value, found[name], SAME_FLOAT16_DB if half else SAME_DB):

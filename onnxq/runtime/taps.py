@@ -13,6 +13,7 @@ from onnxq.errors import RuntimeFailure
 from onnxq.graph import Editor, Model
 from onnxq.runtime.session import Session
 from onnxq.runtime.state import StateLoop
+from onnxq.targets import CPU, Provider
 from onnxq.types import Array, Feed
 
 
@@ -27,6 +28,7 @@ class TappedSession:
         model: The model.
         tensors: Names of the tensors to tap; inputs and outputs may be among them.
         state: Input by output that is fed back.
+        provider: Where it runs.
         threads: Threads inside an operator.
 
     Raises:
@@ -40,6 +42,7 @@ class TappedSession:
         tensors: Sequence[str],
         *,
         state: Mapping[str, str] | None = None,
+        provider: Provider = CPU,
         threads: int = 1,
     ) -> None:
         view, editor = model.view(), Editor(model)
@@ -49,7 +52,7 @@ class TappedSession:
         for tensor in self._tensors:
             if tensor not in known:
                 editor.add_output(tensor)
-        self._session = _open(editor.finish(), threads)
+        self._session = _open(editor.finish(), provider, threads)
         self._loop = StateLoop(state or {}, view.inputs, view.output_names)
         found = [t for t in self._tensors if t not in self._inputs]
         self._wanted = list(dict.fromkeys([*found, *self._loop.outputs]))
@@ -90,13 +93,13 @@ class TappedSession:
         return {t: feed[t] if t in self._inputs else found[t] for t in self._tensors}
 
 
-def _open(model: Model, threads: int) -> Session:
+def _open(model: Model, provider: Provider, threads: int) -> Session:
     """Open with all optimisations, or with fewer where these lose a tensor.
 
     Some fusions (Gelu, in 1.31) remove an inner tensor that is an output as well; ONNX Runtime then
     refuses its own graph.
     """
     try:
-        return Session(model, threads=threads)
+        return Session(model, provider=provider, threads=threads)
     except RuntimeFailure:
-        return Session(model, threads=threads, level="basic")
+        return Session(model, provider=provider, threads=threads, level="basic")

@@ -124,7 +124,7 @@ def analyze(
         everything={p.value: book.loss(_whole(p)) for p in work.plans},
         weight_histograms={n: f.weights for n, f in facts.items() if f.weights},
         activation_histograms={n: f.activations for n, f in facts.items() if f.activations},
-        environment=environment(),
+        environment=environment(evaluator.provider),
         notes=_notes(work, evaluator),
     )
 

@@ -12,6 +12,7 @@ from onnxq.data import Batch
 from onnxq.graph import GraphView, Model
 from onnxq.runtime import Session, StateLoop
 from onnxq.sensitivity.values import Loss
+from onnxq.targets import CPU, Provider
 from onnxq.types import Array
 from onnxq.verify import Comparison, Judging, MetricChoice, scores_outputs
 
@@ -30,11 +31,13 @@ class Evaluator:
         judge: The output that ``top1`` is taken of; found when None.
         state: Input by output that is fed back; batches are then steps of one sequence.
         threads: Threads inside an operator.
+        provider: Where models run.
 
     Attributes:
         batches: The evaluation samples, as given.
         samples: How many samples there are.
         threads: Threads inside an operator.
+        provider: Where models run.
         state: Input by output that is fed back.
     """
 
@@ -47,11 +50,12 @@ class Evaluator:
         judge: str | None = None,
         state: Mapping[str, str] | None = None,
         threads: int = 1,
+        provider: Provider = CPU,
     ) -> None:
         self.batches = tuple(batches)
         self.samples = sum(batch.count for batch in self.batches)
         self._metric, self._judge = metric or MetricChoice(), judge
-        self.state, self.threads = dict(state or {}), threads
+        self.state, self.threads, self.provider = dict(state or {}), threads, provider
         self._model: Model | None = model
 
     def few(self, samples: int) -> Evaluator:
@@ -76,6 +80,7 @@ class Evaluator:
             judge=self._judge,
             state=self.state,
             threads=self.threads,
+            provider=self.provider,
         )
 
     @property
@@ -105,7 +110,9 @@ class Evaluator:
 
     def answers(self, model: Model, *, fuse_pairs: bool = True) -> Iterable[Outputs]:
         """What a model answers, batch by batch; its states, if any, are fed back."""
-        session = Session(model, threads=self.threads, fuse_pairs=fuse_pairs)
+        session = Session(
+            model, provider=self.provider, threads=self.threads, fuse_pairs=fuse_pairs
+        )
         view = model.view()
         loop = StateLoop(self.state, view.inputs, view.output_names)
         for batch in self.batches:

@@ -109,10 +109,17 @@ def _rounded_input(model: Model, layer: str) -> Model:
 class _Piece:
     """A part of a model, opened; or nothing, where a part makes nothing."""
 
-    def __init__(self, model: Model | None, threads: int, *, fuse_pairs: bool = True) -> None:
+    def __init__(
+        self, model: Model | None, evaluator: Evaluator, *, fuse_pairs: bool = True
+    ) -> None:
         self._session: Session | None = None
         if model is not None:
-            self._session = Session(model, threads=threads, fuse_pairs=fuse_pairs)
+            self._session = Session(
+                model,
+                provider=evaluator.provider,
+                threads=evaluator.threads,
+                fuse_pairs=fuse_pairs,
+            )
             self._inputs = [spec.name for spec in model.view().inputs]
 
     def run(self, values: Outputs) -> Outputs:
@@ -161,7 +168,7 @@ class Frontier:
         part = self._cuts.between(self.cut, variant.stop)
         changed = _Piece(
             variant.build(part) if part is not None else None,
-            self._evaluator.threads,
+            self._evaluator,
             fuse_pairs=variant.fuse_pairs,
         )
         for values, expected in zip(self.values, self._evaluator.expected, strict=True):
@@ -189,4 +196,4 @@ class Frontier:
     def _base(self, start: int, stop: int) -> _Piece:
         part = self._cuts.between(start, stop)
         made = build(part, self._plan) if part is not None else None
-        return _Piece(made, self._evaluator.threads)
+        return _Piece(made, self._evaluator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import msgspec
+from msgspec.structs import replace as with_fields
 
 from onnxq.plan import Budgets
 from onnxq.sensitivity.values import Loss
@@ -28,12 +29,14 @@ class Limits(msgspec.Struct, frozen=True):
         min_sqnr: In dB, of the worst output.
         min_agreement: Of the answers with the same largest score.
         usual: Whether these are what is asked of everybody, and no budget of the user's.
+        whole: Whether ``min_agreement`` is read in whole answers: it is no budget of the user's.
     """
 
     max_drop: float | None = None
     min_sqnr: float | None = None
     min_agreement: float | None = None
     usual: bool = False
+    whole: bool = False
 
     def kept(self, loss: Loss, float_metric: float | None) -> bool:
         """Whether a loss is within the limits; what could not be measured is not."""
@@ -46,12 +49,24 @@ class Limits(msgspec.Struct, frozen=True):
             _reaches(loss.agreement, self.min_agreement),
         ))  # fmt: skip
 
+    def in_answers(self, samples: int) -> Limits:
+        """The same limits, read on so many samples.
+
+        A share that nobody asked for is read in whole answers, rounded up: of 40 answers two may
+        change where three of a hundred may, since one more or less is an accident. A budget of the
+        user's stays the share that it is.
+        """
+        if not self.whole or self.min_agreement is None:
+            return self
+        changed = math.ceil((1 - self.min_agreement) * samples - _ROUNDING)
+        return with_fields(self, min_agreement=1 - changed / samples)
+
     def tightened(self, share: float) -> Limits:
         """Limits that leave so much less to lose: half of what may be lost is ``share`` 0.5."""
         db = None if self.min_sqnr is None else self.min_sqnr + _decibels(share)
         agreement = None if self.min_agreement is None else 1 - (1 - self.min_agreement) * share
         drop = None if self.max_drop is None else self.max_drop * share
-        return Limits(drop, db, agreement, self.usual)
+        return Limits(drop, db, agreement, self.usual, self.whole)
 
     def __str__(self) -> str:
         said = []
@@ -83,7 +98,7 @@ def _without_labels(limits: Limits) -> Limits:
     """
     if limits.max_drop is None or limits.min_agreement is not None:
         return limits
-    return Limits(None, limits.min_sqnr, 1 - _CHANGES * limits.max_drop)
+    return Limits(None, limits.min_sqnr, 1 - _CHANGES * limits.max_drop, whole=True)
 
 
 def limits_of(budgets: Budgets, floating: Loss) -> Limits:
@@ -105,7 +120,7 @@ def limits_of(budgets: Budgets, floating: Loss) -> Limits:
         return Limits(max_drop=USUAL_DROP, min_sqnr=least, usual=True)
     if floating.agreement is not None:
         least = USUAL_SCORES_DB if floating.sqnr_db is not None else None
-        return Limits(min_sqnr=least, min_agreement=USUAL_AGREEMENT, usual=True)
+        return Limits(None, least, USUAL_AGREEMENT, usual=True, whole=True)
     if floating.sqnr_db is not None:
         return Limits(min_sqnr=USUAL_DB, usual=True)
     return Limits(usual=True)

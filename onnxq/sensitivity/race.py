@@ -8,6 +8,7 @@ import msgspec
 
 from onnxq.graph import Model
 from onnxq.runtime import measure_models
+from onnxq.targets import CPU, Provider
 from onnxq.types import Feed
 
 # A model that is slower than the best by more than this and by more than the noise is out.
@@ -34,6 +35,7 @@ def race(
     models: Mapping[str, Model],
     feed: Feed,
     *,
+    provider: Provider = CPU,
     threads: int = 1,
     seconds: float = 3.0,
     progress: Callable[[int, int], None] | None = None,
@@ -44,6 +46,7 @@ def race(
         floating: The prepared float model.
         models: The others, by name.
         feed: What all are fed.
+        provider: Where they run.
         threads: Threads inside an operator.
         seconds: About how long to measure in all.
         progress: Called with (laps done, laps).
@@ -58,7 +61,7 @@ def race(
     times: dict[str, Time] = {}
     for lap in range(_LAPS):
         if left:
-            times |= _lap(floating, left, feed, threads, seconds / _LAPS)
+            times |= _lap(floating, left, feed, provider, threads, seconds / _LAPS)
         best = max((times[name].ratio for name in left), default=0.0)
         left = {
             name: model
@@ -71,9 +74,16 @@ def race(
 
 
 def _lap(
-    floating: Model, models: Mapping[str, Model], feed: Feed, threads: int, seconds: float
+    floating: Model,
+    models: Mapping[str, Model],
+    feed: Feed,
+    provider: Provider,
+    threads: int,
+    seconds: float,
 ) -> dict[str, Time]:
-    found = measure_models([floating, *models.values()], feed, threads=threads, seconds=seconds)
+    found = measure_models(
+        [floating, *models.values()], feed, provider=provider, threads=threads, seconds=seconds
+    )
     return {
         name: Time(found.ms[i], found.ratio(0, i), found.noise(0, i))
         for i, name in enumerate(models, start=1)

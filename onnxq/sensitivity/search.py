@@ -221,9 +221,8 @@ class _Search:
         """
         left = [_beyond(best, faster)]
         left += [{n: p} for n, p in self._by_harm(best, _beyond(best, self._ladder[0])).items()]
-        for _ in range(_EXCHANGES):
-            if not left:
-                break
+        most = len(self._trials.attempts) + min(_EXCHANGES, (len(left) + 1) // 2)
+        while left and len(self._trials.attempts) < most:
             part = _beyond(best, left.pop(0))
             trial = best | part
             helps = self._options.cost(trial) < self._options.cost(best)

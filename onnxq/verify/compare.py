@@ -10,6 +10,7 @@ from msgspec.structs import replace as with_fields
 
 from onnxq.numerics import ErrorSums
 from onnxq.types import Array, Feed
+from onnxq.verify.bitmap import to_bitmap
 from onnxq.verify.bootstrap import share_bound, sqnr_bound
 from onnxq.verify.receipt import OutputFacts, finite_db
 
@@ -86,6 +87,7 @@ class _Output:
             sqnr_db=finite_db(self.errors.sqnr_db),
             cosine=self.errors.cosine,
             top1_agreement=1 - sum(self.disagreeing) / rows if rows else None,
+            agreeing=self._agreeing(),
         )
         if seed is None or len(self.signal) < 2:
             return found
@@ -94,6 +96,12 @@ class _Output:
             agreement = 1 - share_bound(self.disagreeing, [0.0] * len(self.rows), self.rows, seed)
         sqnr = finite_db(sqnr_bound(self.signal, self.noise, seed))
         return with_fields(found, sqnr_bound_db=sqnr, agreement_bound=agreement)
+
+    def _agreeing(self) -> str:
+        """Which samples agree, where each has one row of scores."""
+        if not self.rows or any(rows != 1 for rows in self.rows):
+            return ""
+        return to_bitmap(np.asarray(self.disagreeing) == 0)
 
 
 class Comparison:

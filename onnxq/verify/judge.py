@@ -7,6 +7,7 @@ from msgspec.structs import replace as with_fields
 
 from onnxq.errors import UsageError
 from onnxq.types import Array, Feed
+from onnxq.verify.bitmap import to_bitmap
 from onnxq.verify.bootstrap import ROUNDS, Indices, function_bound, share_bound
 from onnxq.verify.compare import scores_outputs
 from onnxq.verify.metric import FunctionMetric, Metric, MetricChoice, Top1
@@ -70,8 +71,10 @@ class Judging:
         if self._metrics is None:
             return None
         source, output = (metric.result() for metric in self._metrics)
+        judging = self._metrics[1]
         judged = self._judged if self._choice.function is None else None
-        found = MetricFacts(self._choice.name, source, output, samples, judged)
+        hits = to_bitmap(judging.hits) if isinstance(judging, Top1) else ""
+        found = MetricFacts(self._choice.name, source, output, samples, judged, hits=hits)
         if seed is None:
             return found
         bound, draws = self._bound(source, output, seed)

@@ -8,8 +8,10 @@ from typing import Any
 import msgspec
 
 from onnxq.plan import QuantPlan, Recipe
+from onnxq.qat import History
 from onnxq.runtime import Coverage
 from onnxq.types import Reason, TensorRange
+from onnxq.verify.fingerprint import GraphFacts
 
 # JSON has no infinity. Two identical signals have an infinite ratio; 200 dB is beyond float32.
 MOST_DB = 200.0
@@ -57,6 +59,8 @@ class OutputFacts(msgspec.Struct, frozen=True):
         sqnr_bound_db: What ``sqnr_db`` is at least, with 95 % confidence; None where no budget
             asks for it, or samples do not tell.
         agreement_bound: What ``top1_agreement`` is at least, in the same way.
+        agreeing: Which samples agree, as one bit for each (``onnxq.verify.bitmap``); empty where
+            samples have no answer each.
     """
 
     sqnr_db: float | None = None
@@ -65,6 +69,7 @@ class OutputFacts(msgspec.Struct, frozen=True):
     equal: float | None = None
     sqnr_bound_db: float | None = None
     agreement_bound: float | None = None
+    agreeing: str = ""
 
 
 class MetricFacts(msgspec.Struct, frozen=True):
@@ -79,6 +84,7 @@ class MetricFacts(msgspec.Struct, frozen=True):
         drop_bound: What the metric falls by at most, with 95 % confidence; None where no budget
             asks for it, or samples do not tell.
         draws: How often samples were drawn anew for that.
+        hits: Which samples the output model has right, as one bit for each; of ``top1`` alone.
     """
 
     name: str
@@ -88,6 +94,7 @@ class MetricFacts(msgspec.Struct, frozen=True):
     judged: str | None = None
     drop_bound: float | None = None
     draws: int = 0
+    hits: str = ""
 
 
 class LatencyFacts(msgspec.Struct, frozen=True):
@@ -106,6 +113,11 @@ class LatencyFacts(msgspec.Struct, frozen=True):
         batch: What the first input's first axis was.
         threads: Threads inside an operator.
         provider: Execution provider.
+        undisturbed: ``ratio_prepared`` of the fastest round of each model instead. What other
+            programs take away only adds to a time, so that this is the figure to compare between
+            days; under load it stays within a few percent where medians are off by a multiple.
+        undisturbed_noise: How far it may be off, relative to it: what the second fastest opening
+            of the sessions is slower than the fastest, of both models.
     """
 
     source_ms: float
@@ -118,6 +130,8 @@ class LatencyFacts(msgspec.Struct, frozen=True):
     batch: int
     threads: int
     provider: str
+    undisturbed: float | None = None
+    undisturbed_noise: float = 0.0
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -222,6 +236,18 @@ class RunFacts(msgspec.Struct, frozen=True):
     prepare: bool
 
 
+class Training(msgspec.Struct, frozen=True):
+    """How the weights were trained.
+
+    Attributes:
+        history: What the training showed, epoch by epoch.
+        untrained: What was measured of the same plan without training.
+    """
+
+    history: History
+    untrained: Measured
+
+
 class Receipt(msgspec.Struct, frozen=True):
     """The receipt of one run. Its JSON Schema is ``receipt_schema()``.
 
@@ -238,6 +264,8 @@ class Receipt(msgspec.Struct, frozen=True):
         measured: What was measured.
         gates: Budgets and whether they were kept.
         environment: What machine and versions the figures come from.
+        training: How the weights were trained; None where they are the source's.
+        graph: What the graph was, for ``onnxq check`` to tell what changed in it.
     """
 
     schema: int
@@ -252,6 +280,8 @@ class Receipt(msgspec.Struct, frozen=True):
     measured: Measured
     gates: tuple[Gate, ...]
     environment: dict[str, str]
+    training: Training | None = None
+    graph: GraphFacts | None = None
 
     @property
     def passed(self) -> bool:

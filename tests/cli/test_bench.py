@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 import onnxq as library
@@ -20,6 +22,10 @@ Cli = Callable[..., Any]
 MODELS = Path(__file__).parents[2] / "models"
 FLOAT = str(MODELS / "digits_cnn.onnx")
 QUICK = ("--seconds", 0.05)
+AZURE = "AzureExecutionProvider"
+needs_azure = pytest.mark.skipif(
+    AZURE not in onnxruntime.get_available_providers(), reason="this build has no such provider"
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +54,15 @@ def chain(build: Callable[[str], Any], tmp_path: Path) -> Callable[[int], Path]:
 
 def test_figures_of_every_model(chain: Callable[[int], Path]) -> None:
     report = library.bench_models([chain(8), chain(16), chain(8)], batch_size=64, seconds=0.2)
-    assert report.batch == 64
-    assert report.models[0].speed == 1
-    for model in report.models:
+    (run,) = report.runs
+    assert (run.batch, run.threads) == (64, 1)
+    assert run.models[0].speed == 1
+    for model in run.models:
         assert 0 < model.low <= model.ms <= model.high
         assert model.noise > 0
+        assert model.provider == "cpu"
+        assert model.per_second == pytest.approx(64_000 / model.ms)
+        assert model.peak_bytes is None
 
 
 def test_table(
@@ -71,18 +81,49 @@ def test_table(
 def test_json_with_data(int8: str, onnxq: Cli, tmp_path: Path) -> None:
     data = MODELS / "digits_test.npz"
     found = onnxq("bench", FLOAT, int8, *QUICK, "--data", data, "--batch-size", 16, "--json").json
-    assert (found["batch"], found["made_up"], found["threads"]) == (16, False, 1)
-    assert [model["model"] for model in found["models"]] == [FLOAT, int8]
-    assert found["models"][0]["speed"] == 1
+    (one,) = found["runs"]
+    assert (one["batch"], found["made_up"], one["threads"]) == (16, False, 1)
+    assert [model["model"] for model in one["models"]] == [FLOAT, int8]
+    assert one["models"][0]["speed"] == 1
     assert found["nodes"] == []
-    assert found["rounds"] >= 9
+    assert one["rounds"] >= 9
     assert "onnxruntime" in json.dumps(found["environment"])
 
 
 def test_a_fixed_batch_stays(onnxq: Cli, build: Callable[[str], Any], tmp_path: Path) -> None:
     save(build("g (float[3,8] x) => (float[3,8] y) { y = Relu (x) }"), tmp_path / "m.onnx")
     run = onnxq("bench", tmp_path / "m.onnx", *QUICK, "--batch-size", 16, "--json")
-    assert run.json["batch"] == 3
+    assert run.json["runs"][0]["batch"] == 3
+
+
+def test_several_batches_and_threads(int8: str, onnxq: Cli) -> None:
+    args = ("--batch-size", "1,4", "--threads", "1,2", "--json")
+    found = onnxq("bench", FLOAT, int8, *QUICK, *args).json
+    asked = [(run["batch"], run["threads"]) for run in found["runs"]]
+    assert asked == [(1, 1), (1, 2), (4, 1), (4, 2)]
+    assert all(len(run["models"]) == 2 for run in found["runs"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_memory(onnxq: Cli) -> None:
+    (run,) = onnxq("bench", FLOAT, *QUICK, "--memory", "--json").json["runs"]
+    assert run["models"][0]["peak_bytes"] > Path(FLOAT).stat().st_size
+
+
+@needs_azure
+def test_every_model_on_every_provider(int8: str, onnxq: Cli) -> None:
+    """A provider of the usual build that takes no node: all of them fall back, and that is told."""
+    args = ("bench", FLOAT, int8, *QUICK, "--ep", f"cpu,{AZURE}")
+    (run,) = onnxq(*args, "--json").json["runs"]
+    ran = [(model["model"], model["provider"], bool(model["fallback"])) for model in run["models"]]
+    assert ran == [
+        (FLOAT, "cpu", False), (FLOAT, AZURE, True), (int8, "cpu", False), (int8, AZURE, True),
+    ]  # fmt: skip
+    told = onnxq(*args).out
+    assert "run on the CPU provider, and not on" in " ".join(told.split())
+    strict = onnxq(*args, "--strict-ep")
+    assert strict.code == 3
+    assert strict.err.count("\n") == 1
 
 
 class TestPerLayer:
@@ -135,6 +176,14 @@ class TestPerLayer:
         ((FLOAT, "--data", "nothing.npz"), 3, "nothing.npz"),
         ((FLOAT, "--seconds", "0"), 2, "--seconds"),
         ((FLOAT, "--batch-size", "0"), 2, "--batch-size"),
+        ((FLOAT, "--threads", "1,x"), 2, "'x' is no whole number"),
+        ((FLOAT, "--batch-size", "1,2", "--per-layer"), 2, "one batch size"),
+        ((FLOAT, "--ep", "cuda"), 3, "pip install 'onnxq[cuda]'"),
+        ((FLOAT, "--ep", "cpu,cudda"), 2, "did you mean 'cuda'?"),
+        ((FLOAT, "--ep", "openvino", "--per-layer"), 2, "only the CPU provider"),
+        ((FLOAT, "--ep", "cuda", "--ep-option", "x"), 2, "KEY=VALUE"),
+        ((FLOAT, "--ep-library", "x"), 2, "NAME=PATH"),
+        ((FLOAT, "--ep-library", "my_ep=/nothing.so"), 3, "cannot load plugin '/nothing.so'"),
     ],
 )
 def test_refuses(onnxq: Cli, args: tuple[str, ...], code: int, message: str) -> None:
@@ -162,7 +211,7 @@ def test_data_help_where_noise_does_not_do(
     assert run.err.endswith("; give --data\n")
     np.savez(tmp_path / "d.npz", x=np.zeros((8, 4), np.float32))
     args = ("--data", tmp_path / "d.npz", "--batch-size", 2, "--json")
-    assert onnxq("bench", tmp_path / "m.onnx", *QUICK, *args).json["batch"] == 2
+    assert onnxq("bench", tmp_path / "m.onnx", *QUICK, *args).json["runs"][0]["batch"] == 2
 
 
 def test_the_library_wants_a_model() -> None:

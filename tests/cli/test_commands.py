@@ -24,7 +24,7 @@ MODEL, MADE, RECEIPT = "digits_cnn.onnx", "digits_cnn.int8.onnx", "digits_cnn.in
 # The first level, which machines may rely on.
 KEYS = {
     "schema", "onnxq", "source", "output", "recipe", "data", "plan", "ranges", "measured", "gates",
-    "environment", "run",
+    "environment", "run", "training", "graph",
 }  # fmt: skip
 QUICK = "[verify]\nseconds = 0\n"
 NO_FLOATS = """
@@ -432,7 +432,7 @@ class TestHelp:
         assert onnxq("--version").out.startswith("onnxq ")
 
     def test_is_instant(self) -> None:
-        heavy = ["onnx", "onnx_ir", "onnxruntime", "numpy", "rich", "msgspec"]
+        heavy = ["onnx", "onnx_ir", "onnxruntime", "numpy", "rich", "msgspec", "torch"]
         code = (
             "import sys\n"
             "from onnxq.cli import main\n"

@@ -19,13 +19,16 @@ from onnxq.data import Preprocess
 from onnxq.plan import (
     Budgets,
     CalibrationSettings,
+    CheckSettings,
     DataSettings,
     LayerRule,
+    QATSettings,
     Recipe,
     VerifySettings,
     WeightSettings,
     presets,
 )
+from onnxq.targets import Provider
 from onnxq.types import Precision
 from onnxq.verify import receipt_schema
 
@@ -40,12 +43,19 @@ SECTIONS = {
     "`[weights]`": WeightSettings,
     "`[verify]`": VerifySettings,
     "`[budgets]`": Budgets,
+    "`[qat]`": QATSettings,
+    "`[check]`": CheckSettings,
+    "`[provider]`": Provider,
 }
 
 
 @pytest.mark.parametrize(
     ("page", "script"),
-    [("receipt.schema.json", "write_schema.py"), ("cli.md", "write_cli_docs.py")],
+    [
+        ("receipt.schema.json", "write_schema.py"),
+        ("cli.md", "write_cli_docs.py"),
+        ("qat.md", "write_operator_docs.py"),
+    ],
 )
 def test_page_is_up_to_date(page: str, script: str) -> None:
     expected = runpy.run_path(str(ROOT / "scripts" / script))["text"]()

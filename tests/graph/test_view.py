@@ -153,3 +153,16 @@ def test_inner_uses_tell_who_reads_what_lies_outside(build) -> None:
         ("deep", 1), ("plain", 0), ("plain", 1),
     ]  # fmt: skip
     assert model.view().by_name["choose"].inner_uses[0].node.op == "If"
+
+
+def test_bodies_are_looked_at_in_the_same_way() -> None:
+    view = from_text(NESTED).view()
+    bodies = view.by_name["outer"].bodies
+    assert set(bodies) == {"then_branch", "else_branch"}
+    other = bodies["else_branch"]
+    assert [node.op for node in other.nodes] == ["Neg", "Abs"]
+    assert [spec.name for spec in other.outputs] == ["s"]
+    assert other.uses("u") == [Use(other.nodes[1].name, 0)]
+    (inner,) = bodies["then_branch"].nodes
+    assert [node.op for node in inner.bodies["then_branch"].nodes] == ["Neg"]
+    assert view.by_name["make"].bodies == {}

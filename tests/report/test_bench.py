@@ -9,16 +9,13 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from onnxq.report import bench_view
-from onnxq.runtime.bench import BenchReport, ModelTime, NodeTime
+from onnxq.runtime.bench import BenchReport, BenchRun, ModelTime, NodeTime
 
+FIRST = ModelTime("a.onnx", "cpu", 1.0, 0.01, 2.0, 1.9, 2.2, 4000.0)
+SECOND = ModelTime("[b].onnx", "cpu", 2.0, 0.03, 1.0, 0.9, 1.1, 8000.0)
+RUN = BenchRun(batch=8, threads=2, rounds=40, models=(FIRST, SECOND))
 REPORT = BenchReport(
-    models=(
-        ModelTime("a.onnx", 2.0, 1.9, 2.2, 1.0, 0.01),
-        ModelTime("[b].onnx", 1.0, 0.9, 1.1, 2.0, 0.03),
-    ),
-    rounds=40,
-    batch=8,
-    threads=2,
+    runs=(RUN,),
     made_up=False,
     nodes=(
         NodeTime("/pool", "MaxPool", (100.0, 150.0), ("MaxPool", "NhwcMaxPool")),
@@ -48,10 +45,25 @@ def nodes(lines: list[list[str]]) -> list[str]:
 
 def test_models() -> None:
     lines = shown(replace(REPORT, nodes=(), conversions=()))
-    assert ["a.onnx", "2", "ms", "1.9", "to", "2.2", "1"] in lines
-    assert ["[b].onnx", "1", "ms", "0.9", "to", "1.1", "2.00x", "(±3%)"] in lines
+    assert ["model", "speed", "median", "quartiles", "samples/s"] in lines
+    assert ["a.onnx", "1", "2", "ms", "1.9", "to", "2.2", "4,000"] in lines
+    assert ["[b].onnx", "2.00x", "(±3%)", "1", "ms", "0.9", "to", "1.1", "8,000"] in lines
     assert "batch 8 (samples of the data), 2 threads, 40 interleaved rounds\n" in text(REPORT)
     assert not nodes(lines)
+
+
+def test_providers_memory_and_fallback() -> None:
+    there = replace(SECOND, provider="openvino", peak_bytes=63_100_000, fallback=("h", "[t]"))
+    other = replace(RUN, batch=1, threads=1, models=(FIRST,))
+    run = replace(RUN, models=(replace(FIRST, peak_bytes=11_400_000), there))
+    report = replace(REPORT, runs=(run, other), nodes=(), conversions=())
+    lines, told = shown(report), text(report)
+    assert ["model", "provider", "speed", "median", "quartiles", "samples/s", "memory"] in lines
+    assert ["a.onnx", "cpu", "1", "2", "ms", "1.9", "to", "2.2", "4,000", "11.4", "MB"] in lines
+    assert "[b].onnx openvino 2.00x (±3%) 1 ms 0.9 to 1.1 8,000 63.1 MB" in map(" ".join, lines)
+    assert "[b].onnx: 2 nodes ('h', '[t]') run on the CPU provider, and not on openvino" in told
+    assert "batch 1 (samples of the data), 1 thread, 40 interleaved rounds" in told
+    assert told.index("batch 8") < told.index("batch 1 ")
 
 
 def test_nodes() -> None:
@@ -75,7 +87,7 @@ def test_sorted_by_gain_and_summed_up() -> None:
 def test_one_model_has_no_gain() -> None:
     alone = replace(
         REPORT,
-        models=REPORT.models[:1],
+        runs=(replace(RUN, models=(FIRST,)),),
         nodes=tuple(replace(n, us=n.us[:1], kernels=n.kernels[:1]) for n in REPORT.nodes),
         conversions=(20.0,),
     )
@@ -87,5 +99,5 @@ def test_one_model_has_no_gain() -> None:
 
 @pytest.mark.parametrize(("noise", "told"), [(0.09, False), (0.11, True)])
 def test_noise_is_told(noise: float, told: bool) -> None:
-    noisy = replace(REPORT, models=(REPORT.models[0], replace(REPORT.models[1], noise=noise)))
-    assert ("too noisy to tell (±11%)" in text(noisy)) == told
+    noisy = replace(RUN, models=(FIRST, replace(SECOND, noise=noise)))
+    assert ("too noisy to tell (±11%)" in text(replace(REPORT, runs=(noisy,)))) == told

@@ -81,11 +81,11 @@ def test_a_lost_tensor_falls_back_to_fewer_optimisations(build, monkeypatch) -> 
     """Whatever the installed ONNX Runtime fuses: the first refusal is answered by BASIC."""
     levels = []
 
-    def refusing(model, *, threads, level="all"):
+    def refusing(model, *, provider, threads, level="all"):
         levels.append(level)
         if level == "all":
             raise RuntimeFailure("a fusion lost a tensor")
-        return Session(model, threads=threads, level=level)
+        return Session(model, provider=provider, threads=threads, level=level)
 
     monkeypatch.setattr("onnxq.runtime.taps.Session", refusing)
     x = np.ones((1, 4), np.float32)

@@ -102,3 +102,28 @@ class TestLimits:
         assert found.max_drop == pytest.approx(0.005)
         assert found.min_agreement == pytest.approx(0.99)
         assert found.min_sqnr == pytest.approx(23.0103)  # half the noise energy: 10 log10 2
+
+    def test_usual_limits_are_read_in_whole_answers(self) -> None:
+        """Never stricter than the share itself, and looser by less than one answer."""
+        usual = limits_of(Budgets(), Loss(sqnr_db=200, agreement=1.0))
+        for samples in range(1, 1001):
+            read = usual.in_answers(samples)
+            most = -(-3 * samples // 100)  # three of a hundred, rounded up, in integers
+            # 1e-12: fractions of so few answers are that exact in floating point
+            assert read.min_agreement == pytest.approx(1 - most / samples, rel=1e-12)
+            assert read.min_agreement <= 0.97 + 1e-12
+            assert read.min_agreement > 0.97 - 1 / samples
+            assert read.kept(Loss(sqnr_db=20, agreement=(samples - most) / samples), None)
+            assert not read.kept(Loss(sqnr_db=20, agreement=(samples - most - 1) / samples), None)
+            assert (read.min_sqnr, read.usual) == (20, True)
+
+    def test_a_drop_without_labels_is_read_in_whole_answers(self) -> None:
+        """Which answers are lost is not known: the limit is a guess, and the proof decides."""
+        found = limits_of(Budgets(max_drop=0.003), Loss(sqnr_db=200, agreement=1.0))
+        assert found.in_answers(200).min_agreement == pytest.approx(1 - 3 / 200)  # of 2.4
+
+    def test_budgets_of_the_user_are_shares(self) -> None:
+        own = Limits(min_agreement=0.97)
+        assert own.in_answers(40) == own
+        without = Limits(max_drop=0.01, usual=True)
+        assert without.in_answers(40) == without

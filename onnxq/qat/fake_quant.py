@@ -1,0 +1,333 @@
+"""Fake quantization: values are rounded to what integers can hold, and gradients pass through.
+
+The forward pass computes ``clip(round_half_even(x / scale), qmin - z, qmax - z) * scale`` in
+float32, which is what QuantizeLinear and DequantizeLinear compute with zero point ``z``. The
+backward pass takes the rounding for the identity: the straight-through estimator of Bengio et al.,
+"Estimating or Propagating Gradients Through Stochastic Neurons" (2013), with a gradient of zero
+where a value was clipped. A scale that is learned has the gradient of Esser et al., "Learned Step
+Size Quantization" (2020), equations 3 and 5.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onnxq.types import QParams, QType, WeightBlocks
+
+# What a runtime takes for a scale: the smallest normal float32.
+TINY = float(torch.finfo(torch.float32).tiny)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Inputs: values, scale and zero point (broadcastable), ends of the integers.
+
+    What is kept for the backward pass are the values and the result, which the operators on both
+    sides mostly keep anyway.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - PyTorch has no type for what it adds to it
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        qmin: int,
+        qmax: int,
+    ) -> Tensor:
+        lo, hi = qmin - zero_point, qmax - zero_point
+        steps = (x / scale).round_()
+        if zero_point.numel() == 1:  # with numbers for ends it is several times as fast
+            steps.clamp_(float(lo), float(hi))
+        else:
+            steps.clamp_(lo, hi)
+        made = steps.mul_(scale)
+        ctx.save_for_backward(x, scale, zero_point, *([made] if ctx.needs_input_grad[1] else []))
+        ctx.ends = qmin, qmax
+        return made
+
+    @staticmethod
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        x, scale, zero_point, *made = ctx.saved_tensors
+        qmin, qmax = ctx.ends
+        # what rounds to an end lies within half a step of it
+        lo, hi = (qmin - 0.5 - zero_point) * scale, (qmax + 0.5 - zero_point) * scale
+        if lo.numel() == 1:
+            to_values = torch.ops.aten.hardtanh_backward(grad, x, float(lo), float(hi))
+        else:
+            to_values = grad * ((x > lo) & (x < hi))
+        to_scale = None
+        if made:
+            # d/ds of round(x/s) * s is round(x/s) - x/s inside, and the end itself outside. Times
+            # the gradient and summed, both are the sum of made/s less that of x/s inside.
+            if scale.numel() == 1:
+                slope = (_dot(grad, made[0]) - _dot(to_values, x)).reshape(scale.shape)
+            else:
+                slope = (grad * made[0] - to_values * x).sum_to_size(scale.shape)
+            # LSQ's scale of gradients: 1 / sqrt(values per scale * largest integer)
+            factor = (x.numel() / scale.numel() * (qmax - qmin) / 2) ** -0.5
+            to_scale = slope / scale * factor
+        return (to_values if ctx.needs_input_grad[0] else None), to_scale, None, None, None
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of products, without a tensor of products where both lie alike in memory."""
+    if a.stride() != b.stride() or not _dense(a):
+        return (a * b).sum()
+    flat = (a.numel(),), (1,)
+    return torch.dot(a.as_strided(*flat), b.as_strided(*flat))
+
+
+def _dense(a: Tensor) -> bool:
+    return a.is_contiguous() or (a.ndim == 4 and a.is_contiguous(memory_format=torch.channels_last))
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Round values to what integers can hold; gradients pass straight through.
+
+    Args:
+        x: float32 values of any shape.
+        scale: Positive float32; one, or shaped so that it broadcasts against ``x``. Where it needs
+            a gradient it gets that of learned step sizes.
+        zero_point: Integers, as float32, shaped like ``scale``.
+        qmin: The smallest integer.
+        qmax: The largest integer.
+
+    Returns:
+        float32 values of ``x``'s shape.
+    """
+    made: Tensor = _FakeQuantize.apply(x, scale, zero_point, qmin, qmax)
+    return made
+
+
+def dynamic_quantize(x: Tensor) -> Tensor:
+    """Fake-quantize values for their own range, as DynamicQuantizeLinear does: uint8, one scale."""
+    lo, hi = torch.aminmax(x.detach())
+    lo, hi = lo.clamp(max=0), hi.clamp(min=0)
+    scale = torch.where(hi > lo, (hi - lo) / 255, 1.0)
+    zero_point = torch.round(-lo / scale).clamp(0, 255)
+    return fake_quantize(x, scale, zero_point, 0, 255)
+
+
+class Grid:
+    """The integers of a type, or fewer of them.
+
+    Attributes:
+        qmin: The smallest integer.
+        qmax: The largest integer.
+    """
+
+    def __init__(self, qtype: QType, bits: int | None = None) -> None:
+        self.qmin, self.qmax = qtype.qmin, qtype.qmax
+        if bits is not None and bits < qtype.bits:
+            middle = (qtype.qmin + qtype.qmax + 1) // 2
+            self.qmax = middle + (1 << (bits - 1)) - 1
+            self.qmin = 2 * middle - self.qmax  # as many on both sides
+
+    def most(self, zero_point: int) -> int:
+        """Steps from the zero point to the upper end."""
+        return self.qmax - zero_point
+
+
+class TensorQuantizer:
+    """Fake-quantizes one tensor, or tensors that share a scale.
+
+    The scale is fixed, or a parameter: its logarithm is, so that it stays positive and every step
+    of an optimizer changes it by a share of itself.
+
+    Args:
+        params: Scale and zero point to start from; of these the zero point stays.
+        learned: Whether the scale is a parameter.
+        ceiling: What a learned scale must not exceed; no limit if None.
+    """
+
+    def __init__(
+        self, params: QParams, *, learned: bool = False, ceiling: float | None = None
+    ) -> None:
+        self.params, self.learned = params, learned
+        self._grid, self._ceiling = Grid(params.qtype), ceiling
+        scale = torch.tensor(params.scale, dtype=torch.float32)
+        self._zero_point = torch.tensor(params.zero_point, dtype=torch.float32)
+        self._scale = scale
+        self.log_scale = torch.log(scale).requires_grad_() if learned else None
+
+    def to(self, device: torch.device) -> None:
+        """Move to a device."""
+        self._scale, self._zero_point = self._scale.to(device), self._zero_point.to(device)
+        if self.log_scale is not None:
+            self.log_scale = self.log_scale.detach().to(device).requires_grad_()
+
+    def set_params(self, params: QParams) -> None:
+        """Take another scale and zero point, of the same type and axis."""
+        device = self._scale.device
+        self.params = params
+        self._scale = torch.tensor(params.scale, dtype=torch.float32, device=device)
+        self._zero_point = torch.tensor(params.zero_point, dtype=torch.float32, device=device)
+        if self.log_scale is not None:
+            self.log_scale.data.copy_(torch.log(self._scale))
+
+    def scale(self) -> Tensor:
+        """The scale as it is now, one value or one per channel."""
+        if self.log_scale is None:
+            return self._scale
+        scale = torch.exp(self.log_scale)
+        return scale if self._ceiling is None else scale.clamp(max=self._ceiling)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Fake-quantize values, float32 of any shape."""
+        scale, zero = self.scale(), self._zero_point
+        if self.params.axis is not None:
+            shape = [1] * x.ndim
+            shape[self.params.axis] = -1
+            scale, zero = scale.reshape(shape), zero.reshape(shape)
+        return fake_quantize(x, scale, zero, self._grid.qmin, self._grid.qmax)
+
+    def result(self) -> QParams:
+        """Scale and zero point as they are now."""
+        scale = self.scale().detach().cpu().clamp(min=TINY)
+        return QParams(
+            self.params.qtype, tuple(scale.tolist()), self.params.zero_point, self.params.axis
+        )
+
+
+class WeightQuantizer:
+    """Fake-quantizes a weight, symmetric, per tensor or per channel.
+
+    A fixed scale follows the weight while it is trained: it is the largest magnitude over the
+    largest integer, times what the plan allowed beyond that (headroom, or room for a bias).
+
+    Args:
+        params: How the plan stores it.
+        weight: Its values at the start.
+        bits: Fewer bits than the stored type has; its own if None.
+        learned: Whether the scale is a parameter, and does not follow the weight.
+    """
+
+    def __init__(
+        self, params: QParams, weight: Tensor, bits: int | None = None, *, learned: bool = False
+    ) -> None:
+        self._params, self._grid = params, Grid(params.qtype, bits)
+        planned = torch.tensor(params.scale, dtype=torch.float64)
+        self._others = [n for n in range(weight.ndim) if n != params.axis]
+        self._zero_point = torch.tensor(float(params.zero_point[0]))
+        self._most = self._grid.most(params.zero_point[0])
+        least = self._largest(weight.double()) / (params.qtype.qmax - params.zero_point[0])
+        stretch = torch.where(least > 0, planned / least.clamp(min=TINY), 1.0)
+        self._stretch = stretch.clamp(min=1.0)
+        # 8-bit rounding of the scale to float32 must not count as headroom
+        self._stretch[self._stretch < 1 + 1e-6] = 1.0
+        self.log_scale: Tensor | None = None
+        if learned:
+            start = self._following(weight) if bits else planned.float()
+            self.log_scale = torch.log(start).requires_grad_()
+
+    def to(self, device: torch.device) -> None:
+        """Move to a device."""
+        self._stretch, self._zero_point = self._stretch.to(device), self._zero_point.to(device)
+        if self.log_scale is not None:
+            self.log_scale = self.log_scale.detach().to(device).requires_grad_()
+
+    def _largest(self, weight: Tensor) -> Tensor:
+        """The largest magnitude, one value or one per channel, always of one axis."""
+        if self._params.axis is None:
+            return weight.abs().amax().reshape(1)
+        return weight.abs().amax(self._others) if self._others else weight.abs()
+
+    def _following(self, weight: Tensor) -> Tensor:
+        # in float64, then rounded once, as a plan's scales are
+        extent = self._largest(weight.detach().double()) * self._stretch
+        scale = torch.where(extent == 0, 1.0, (extent / self._most).clamp(min=TINY))
+        return scale.float()
+
+    def scale(self, weight: Tensor) -> Tensor:
+        """The scale for a weight, one value or one per channel."""
+        return self._following(weight) if self.log_scale is None else torch.exp(self.log_scale)
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """Fake-quantize a weight."""
+        scale = self.scale(weight)
+        if self._params.axis is not None:
+            shape = [1] * weight.ndim
+            shape[self._params.axis] = -1
+            scale = scale.reshape(shape)
+        return fake_quantize(weight, scale, self._zero_point, self._grid.qmin, self._grid.qmax)
+
+    def result(self, weight: Tensor) -> QParams:
+        """How the weight is stored as it is now."""
+        scale = self.scale(weight).detach().cpu().clamp(min=TINY)
+        return QParams(
+            self._params.qtype, tuple(scale.tolist()), self._params.zero_point, self._params.axis
+        )
+
+    def clipped(self, weight: Tensor) -> Tensor:
+        """The weight within what its integers can hold, so that storing it clips nothing."""
+        with torch.no_grad():
+            scale = self.scale(weight)
+            if self._params.axis is not None:
+                shape = [1] * weight.ndim
+                shape[self._params.axis] = -1
+                scale = scale.reshape(shape)
+            zero = self._params.zero_point[0]
+            return weight.clamp(scale * (self._grid.qmin - zero), scale * (self._grid.qmax - zero))
+
+
+class BlockQuantizer:
+    """Fake-quantizes a weight in blocks, by rounding to nearest.
+
+    The scales follow the weight, as ``onnxq.numerics.quantize_blocks`` chooses them with ``rtn``: a
+    symmetric block uses all integers or as many on both sides of zero, whichever has the smaller
+    squared error.
+
+    Args:
+        scheme: How the plan stores it.
+    """
+
+    def __init__(self, scheme: WeightBlocks) -> None:
+        self._scheme = scheme
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """Fake-quantize a weight."""
+        axis, size = self._scheme.axis, self._scheme.size
+        length = weight.shape[axis]
+        pad = -length % size
+        moved = weight.movedim(axis, -1)
+        # a short last block is filled up with its own last value, which changes no range
+        filled = torch.cat([moved, moved[..., -1:].expand(*moved.shape[:-1], pad)], -1)
+        blocks = filled.unflatten(-1, (-1, size))
+        real = torch.ones(length + pad, dtype=torch.bool, device=weight.device)
+        real[length:] = False
+        scale, zero = self._choose(blocks.detach(), real.unflatten(0, (-1, size)))
+        qtype = self._scheme.qtype
+        made = fake_quantize(blocks, scale, zero, qtype.qmin, qtype.qmax)
+        return made.flatten(-2)[..., :length].movedim(-1, axis)
+
+    def _choose(self, blocks: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        qmin, qmax = self._scheme.qtype.qmin, self._scheme.qtype.qmax
+        x = blocks.double()
+        lo = x.amin(-1, keepdim=True).clamp(max=0)
+        hi = x.amax(-1, keepdim=True).clamp(min=0)
+        if not self._scheme.symmetric:
+            scale = _float32(hi - lo, qmax - qmin)
+            zero = torch.round(qmin - lo / scale.double()).clamp(qmin, qmax)
+            return scale, zero.float()
+        middle = (qmin + qmax + 1) // 2
+        zero = torch.full_like(lo, float(middle))
+        full = _float32(torch.maximum(hi / (qmax - middle), -lo / (middle - qmin)), 1)
+        even = _float32(torch.maximum(hi, -lo), qmax - middle)
+
+        def error(scale: Tensor) -> Tensor:
+            wide = scale.double()
+            steps = torch.round(x / wide).clamp(qmin - middle, qmax - middle)
+            return ((steps * wide - x) ** 2 * real).sum(-1, keepdim=True)
+
+        return torch.where(error(full) <= error(even), full, even), zero.float()
+
+
+def _float32(extent: Tensor, steps: int) -> Tensor:
+    """Divide an extent into steps; an extent of 0 gets the scale 1."""
+    return torch.where(extent == 0, 1.0, (extent / steps).clamp(min=TINY)).float()

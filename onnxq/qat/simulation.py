@@ -1,0 +1,313 @@
+"""``Simulation``: where a plan puts fake quantizers into a float graph, and what they hold.
+
+A tensor is read through its quantizer by the nodes that read its Q/DQ pair in the rewritten model;
+a stored weight by every node that is not float; a bias as int32. So the float graph computes what
+the rewritten one will, up to the rounding of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from msgspec.structs import replace as with_fields
+from torch import Tensor
+
+from onnxq.errors import UsageError
+from onnxq.graph import GraphView
+from onnxq.numerics import choose_qparams
+from onnxq.ops import OPERATORS, Census, stored_in_bodies
+from onnxq.plan import QATSettings, QuantPlan, pair_readers, pair_serves_all
+from onnxq.qat.evaluator import Reading
+from onnxq.qat.fake_quant import (
+    BlockQuantizer,
+    TensorQuantizer,
+    WeightQuantizer,
+    dynamic_quantize,
+    fake_quantize,
+)
+from onnxq.targets import Target, get_target
+from onnxq.types import Precision, QParams, QType
+
+_FLOATS = (Precision.FLOAT, Precision.FP16)
+_DYNAMIC = ("MatMul", "Gemm")
+# What an average of ranges keeps at each batch.
+MOMENTUM = 0.9
+_INT32 = (QType.INT32.qmin, QType.INT32.qmax)
+Place = tuple[str, int]
+OUTPUT: Place = ("", -1)  # of the graph, as Evaluator says it
+
+
+@dataclass
+class Observed:
+    """The range of one quantizer's tensors, over the batches of the warm-up."""
+
+    lo: float = 0.0
+    hi: float = 0.0
+    batches: int = 0
+
+    def update(self, lo: float, hi: float, *, average: bool) -> None:
+        """Take one batch in."""
+        if not self.batches:
+            self.lo, self.hi = lo, hi
+        elif average:
+            self.lo = MOMENTUM * self.lo + (1 - MOMENTUM) * lo
+            self.hi = MOMENTUM * self.hi + (1 - MOMENTUM) * hi
+        else:
+            self.lo, self.hi = min(self.lo, lo), max(self.hi, hi)
+        self.batches += 1
+
+
+@dataclass
+class Simulation:
+    """The quantizers of one plan.
+
+    Attributes:
+        plan: The plan.
+        activations: By tensor; tensors of a group share one.
+        constants: Of constant operands, which are not trained, by tensor.
+        weights: Of stored weights, by tensor.
+        places: Where quantized values are read, by tensor: (node, port), and ``OUTPUT``.
+        biases: Where a bias is stored as int32, and the tensors that its scale is the product of:
+            what the node reads, and its weight.
+        dynamic: Where activations are quantized as they come.
+        settings: What is quantized, and how scales are found.
+        target: What the plan is for.
+        observed: Ranges of the warm-up, by quantizer; None when it is over.
+    """
+
+    plan: QuantPlan
+    activations: dict[str, TensorQuantizer]
+    constants: dict[str, TensorQuantizer]
+    weights: dict[str, WeightQuantizer | BlockQuantizer]
+    places: dict[str, set[Place]]
+    biases: dict[Place, tuple[str, str]]
+    dynamic: set[Place]
+    settings: QATSettings
+    target: Target
+    observed: dict[int, Observed] | None = field(default=None)
+
+    @classmethod
+    def of(
+        cls,
+        view: GraphView,
+        census: Census,
+        plan: QuantPlan,
+        constants: Mapping[str, Tensor],
+        settings: QATSettings,
+    ) -> Simulation:
+        """Place the quantizers of a plan.
+
+        Args:
+            view: The prepared float graph.
+            census: What ``classify`` said of it.
+            plan: The plan for it.
+            constants: Its constants.
+            settings: What is quantized, and how scales are found.
+
+        Raises:
+            UsageError: The plan stores nothing as integers, or weights are to have fewer bits and
+                are stored in blocks, whose scales are those of their type.
+        """
+        if not (plan.tensors or plan.blocks):
+            raise UsageError(
+                "the plan stores nothing as integers, so that there is no rounding to train for",
+                "train for int8, int8-weights, int4-weights, int8-dynamic or int16",
+            )
+        if plan.blocks and settings.weight_bits is not None:
+            raise UsageError(
+                f"weight_bits = {settings.weight_bits} is for weights with a scale per channel, "
+                f"and '{next(iter(plan.blocks))}' is stored in blocks",
+                "leave it out, or use precision int8 or int8-weights without block_size",
+            )
+        learned, stored = settings.learn_scales, _stored(census, plan)
+        activations = _activations(view, plan, learned=learned)
+        weights: dict[str, WeightQuantizer | BlockQuantizer] = {
+            tensor: BlockQuantizer(scheme) for tensor, scheme in plan.blocks.items()
+        }
+        fixed = {}
+        for tensor, params in plan.tensors.items():
+            if tensor in stored:
+                bits, weight = settings.weight_bits, constants[tensor]
+                weights[tensor] = WeightQuantizer(params, weight, bits, learned=learned)
+            elif view.is_constant(tensor):
+                fixed[tensor] = TensorQuantizer(params)
+        places = _places(view, plan, activations)
+        observed: dict[int, Observed] | None = None if settings.observer == "calibrated" else {}
+        dynamic = {
+            (node.name, 0)
+            for node in plan.nodes
+            if node.precision is Precision.INT8_DYNAMIC and node.op in _DYNAMIC
+        }
+        target = get_target(plan.target)
+        biases = _biases(view, plan) if target.integer_bias else {}
+        return cls(
+            plan, activations, fixed, weights, places, biases, dynamic, settings, target, observed
+        )
+
+    def quantizers(self) -> list[TensorQuantizer]:
+        """The quantizers of activations, each once."""
+        return list({id(q): q for q in self.activations.values()}.values())
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Logarithms of the scales that are learned, by the first tensor that each serves."""
+        found: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        learned = (
+            *(self.activations.items() if self.settings.quantize_activations else ()),
+            *(self.weights.items() if self.settings.quantize_weights else ()),
+        )
+        for tensor, quantizer in learned:
+            scale = getattr(quantizer, "log_scale", None)
+            if scale is not None and id(quantizer) not in seen:
+                seen.add(id(quantizer))
+                found[tensor] = scale
+        return found
+
+    def to(self, device: torch.device) -> None:
+        """Move all quantizers to a device."""
+        moved = (*self.quantizers(), *self.constants.values(), *self.weights.values())
+        for quantizer in moved:
+            if not isinstance(quantizer, BlockQuantizer):
+                quantizer.to(device)
+
+    def reading(self) -> Reading:
+        """What nodes read, for one pass: every tensor is quantized once."""
+        made: dict[str, Tensor] = {}
+        given: dict[str, Tensor] = {}
+        settings = self.settings
+
+        def read(name: str, value: Tensor, node: str, port: int) -> Tensor:
+            if (node, port) in self.dynamic:
+                return dynamic_quantize(value) if settings.quantize_activations else value
+            if (node, port) in self.biases:
+                x, w = self.biases[node, port]
+                return self._bias(value, x, w, given[w]) if w in given else value
+            if (node, port) not in self.places.get(name, ()):
+                return value
+            if name not in made:
+                given[name] = value
+                made[name] = self._quantize(name, value)
+            return made[name]
+
+        return read
+
+    def _quantize(self, name: str, value: Tensor) -> Tensor:
+        if name in self.weights:
+            return self.weights[name](value) if self.settings.quantize_weights else value
+        if not self.settings.quantize_activations:
+            return value
+        if name in self.constants:
+            return self.constants[name](value)
+        quantizer = self.activations[name]
+        if self.observed is not None and torch.is_grad_enabled():
+            seen = self.observed.setdefault(id(quantizer), Observed())
+            lo, hi = (float(end) for end in torch.aminmax(value.detach()))
+            seen.update(lo, hi, average=self.settings.observer == "moving-average")
+            quantizer.set_params(self._params(quantizer, seen))
+        return quantizer(value)
+
+    def _bias(self, bias: Tensor, x: str, w: str, weight: Tensor) -> Tensor:
+        """A bias as the rewritten model holds it: int32, with the scale of the products."""
+        quantizer = self.weights[w]
+        if not (self.settings.quantize_weights and self.settings.quantize_activations):
+            return bias
+        assert isinstance(quantizer, WeightQuantizer)
+        scale = self.activations[x].scale().detach() * quantizer.scale(weight).detach()
+        return fake_quantize(bias, scale, torch.zeros_like(scale), *_INT32)
+
+    def _params(self, quantizer: TensorQuantizer, seen: Observed) -> QParams:
+        return choose_qparams(
+            min(seen.lo, 0.0), max(seen.hi, 0.0), quantizer.params.qtype,
+            symmetric=self.target.symmetric_activations,
+        )  # fmt: skip
+
+    def freeze(self) -> None:
+        """End the warm-up: ranges are no longer observed."""
+        self.observed = None
+
+    def planned(self, weights: Mapping[str, Tensor]) -> QuantPlan:
+        """The plan with scales as they are now.
+
+        Args:
+            weights: The trained weights.
+        """
+        tensors = dict(self.plan.tensors)
+        tensors |= {tensor: q.result() for tensor, q in self.activations.items()}
+        tensors |= {
+            tensor: quantizer.result(weights[tensor])
+            for tensor, quantizer in self.weights.items()
+            if isinstance(quantizer, WeightQuantizer)
+        }
+        # what was trained for is rounding to nearest
+        nearest = {t: with_fields(scheme, method="rtn") for t, scheme in self.plan.blocks.items()}
+        return with_fields(self.plan, tensors=tensors, blocks=nearest)
+
+
+def _stored(census: Census, plan: QuantPlan) -> set[str]:
+    """The weights that the plan stores as integers with scales per channel or per tensor."""
+    found = {stored.tensor for node in census.nodes for stored in node.stored}
+    return found & set(plan.tensors)
+
+
+def _activations(view: GraphView, plan: QuantPlan, *, learned: bool) -> dict[str, TensorQuantizer]:
+    """One quantizer per tensor that has a pair, and one for all tensors of a group."""
+    tensors = [t for t in plan.tensors if not view.is_constant(t)]
+    groups = [[t for t in group if t in tensors] for group in plan.groups]
+    grouped = {t for group in groups for t in group}
+    found = {}
+    for group in (*groups, *([t] for t in tensors if t not in grouped)):
+        limits = [limit for t in group if (limit := _ceiling(view, plan, t)) is not None]
+        for quantizer in group[:1]:
+            shared = TensorQuantizer(
+                plan.tensors[quantizer], learned=learned, ceiling=min(limits, default=None)
+            )
+            found.update(dict.fromkeys(group, shared))
+    return {t: found[t] for t in tensors}
+
+
+def _ceiling(view: GraphView, plan: QuantPlan, tensor: str) -> float | None:
+    """What a tensor's scale must not exceed: behind a Clip, a wider range would not cut as it does.
+
+    The Clip, and the layer before it, would run as float then.
+    """
+    producer = view.producer(tensor)
+    if producer is None or producer.op != "Clip" or not plan.is_static(producer.name):
+        return None
+    return plan.tensors[tensor].scale[0]
+
+
+def _biases(view: GraphView, plan: QuantPlan) -> dict[Place, tuple[str, str]]:
+    """The biases of nodes that compute on integers with known ranges."""
+    found = {}
+    for node in view.nodes:
+        spec = OPERATORS.get(node.full_op)
+        port = spec.bias if spec is not None else None
+        if port is None or port >= len(node.inputs) or not plan.is_static(node.name):
+            continue
+        if node.inputs[port]:
+            found[node.name, port] = (node.inputs[0], node.inputs[1])
+    return found
+
+
+def _places(
+    view: GraphView, plan: QuantPlan, activations: Mapping[str, object]
+) -> dict[str, set[Place]]:
+    places: dict[str, set[Place]] = {}
+    for tensor in activations:
+        found = {(use.node, use.port) for use in pair_readers(view, plan, tensor)}
+        if tensor in view.output_names and pair_serves_all(view, plan, tensor):
+            found.add(OUTPUT)
+        places[tensor] = found
+    precisions = plan.precision()
+    for node in view.nodes:
+        if precisions.get(node.name, Precision.FLOAT) in _FLOATS:
+            continue
+        read = [(stored.tensor, -1) for stored in stored_in_bodies(view, node)]
+        if node.full_op in OPERATORS:
+            read += [(tensor, port) for port, tensor in enumerate(node.inputs)]
+        for tensor, port in read:
+            if view.is_constant(tensor) and (tensor in plan.tensors or tensor in plan.blocks):
+                places.setdefault(tensor, set()).add((node.name, port))
+    return places

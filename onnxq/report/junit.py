@@ -1,0 +1,47 @@
+"""A check as JUnit XML, which most CI systems show: one test case per gate."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree as Xml
+
+from onnxq.report.checkwords import sections, sentence
+from onnxq.verify import Check
+
+
+def to_junit(check: Check) -> str:
+    """The XML, to be written in UTF-8. A gate is a test case of class ``onnxq.check.MODEL``."""
+    counts = {
+        "tests": len(check.gates),
+        "failures": sum(gate.status == "failed" for gate in check.gates),
+        "errors": 0,
+        "skipped": sum(gate.status == "skipped" for gate in check.gates),
+    }
+    told = {name: str(count) for name, count in counts.items()}
+    suites = Xml.Element("testsuites", told)
+    suite = Xml.SubElement(
+        suites, "testsuite", {"name": f"onnxq check {_text(check.model)}"} | told
+    )
+    for gate in check.gates:
+        case = Xml.SubElement(
+            suite, "testcase", {"classname": f"onnxq.check.{_text(check.model)}", "name": gate.name}
+        )
+        told_of = _text(sentence(gate))
+        if gate.status == "failed":
+            Xml.SubElement(case, "failure", {"message": told_of}).text = _text(_changes(check))
+        elif gate.status == "skipped":
+            Xml.SubElement(case, "skipped", {"message": _text(gate.note)})
+        else:
+            Xml.SubElement(case, "system-out").text = told_of
+    Xml.indent(suites)
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{Xml.tostring(suites, encoding="unicode")}\n'
+
+
+def _changes(check: Check) -> str:
+    return "\n".join(line for name, lines in sections(check) for line in (f"{name}:", *lines))
+
+
+def _text(text: str) -> str:
+    """Text without the characters that XML has no way to write, which names of nodes may hold."""
+    return "".join(
+        c if c in "\t\n" or (c >= " " and c not in "\ufffe\uffff") else "?" for c in text
+    )

@@ -1,0 +1,39 @@
+"""How much less a search is told to lose when a proof fails."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from onnxq.api.search import _missed_db
+from onnxq.verify import Gate
+
+
+def missed_db(*gates: Gate) -> float:
+    return _missed_db(SimpleNamespace(gates=gates))
+
+
+@pytest.mark.parametrize(
+    ("gate", "db"),
+    [
+        # twice the answers that may be lost: half the amplitude, 20 log10 2
+        (Gate("max_drop", 0.01, 0.009, False, bound=0.02), 6.0206),
+        (Gate("min_agreement", 0.98, 0.97, False, bound=0.96), 6.0206),
+        (Gate("max_drop", 0.01, 0.02, False), 6.0206),  # without a bound, by the figure
+        (Gate("min_sqnr", 20.0, 19.5, False, bound=19.0), 2.0),  # all of 1 dB, twice
+        (Gate("max_drop", 0.01, 0.009, True, bound=0.0095), 0.0),
+        (Gate("max_size_ratio", 0.2, 0.4, False), 0.0),  # no question of accuracy
+        (Gate("max_drop", 0.0, 0.001, False), math.inf),
+        (Gate("max_drop", 0.01, None, False), math.inf),
+    ],
+)
+def test_noise_falls_by_what_is_missed(gate: Gate, db: float) -> None:
+    assert missed_db(gate) == pytest.approx(db, abs=1e-4)  # the figures above have four digits
+
+
+def test_the_worst_miss_counts() -> None:
+    near = Gate("max_drop", 0.01, 0.011, False)
+    far = Gate("min_sqnr", 20.0, 17.0, False)
+    assert missed_db(near, far) == missed_db(far, near) == 6.0

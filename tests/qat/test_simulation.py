@@ -1,0 +1,162 @@
+"""What training simulates, against what ONNX Runtime computes with the rewritten model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from msgspec.structs import replace as with_fields
+
+import onnxq
+from onnxq.graph import Editor, Model
+from onnxq.numerics import dequantize
+from onnxq.rewrite import rewrite
+from onnxq.rewrite.qdq import to_qdq
+from onnxq.runtime import Session
+from onnxq.types import Feed, Precision
+
+torch = pytest.importorskip("torch", reason="torch is in the extra 'qat'")
+
+from onnxq.qat.evaluator import Evaluator  # noqa: E402
+from onnxq.qat.student import Student  # noqa: E402
+
+MODELS = Path(__file__).parents[2] / "models"
+NAMES = [
+    "digits_cnn", "mnist_cnn", "mnist_lstm", "mnist_gru", "mnist_transformer", "cifar10_resnet",
+    "cifar10_mobilenet",
+]  # fmt: skip
+# Of the models on CIFAR-10; a run of the int8 model and of PyTorch takes a minute for 10,000.
+SAMPLES = 1000
+
+
+def drafted(name: str, precision: str) -> onnxq.Draft:
+    """A shipped model up to its plan; skips without its data."""
+    folder, data_set = os.environ.get("ONNXQ_DATA"), name.split("_", maxsplit=1)[0]
+    if data_set != "digits" and not (folder and (Path(folder) / f"{data_set}.npz").is_file()):
+        pytest.skip(f"ONNXQ_DATA names no folder that holds {data_set}.npz")
+    job = onnxq.make_job(MODELS / f"{name}.onnx", None)
+    job = replace(job, recipe=with_fields(job.recipe, precision=precision))
+    return onnxq.draft(MODELS / f"{name}.onnx", job)
+
+
+def student_of(draft: onnxq.Draft) -> Student:
+    return Student(draft.prepared, draft.census, draft.plan, draft.recipe.qat)
+
+
+def feeds(draft: onnxq.Draft, samples: int) -> Iterator[Feed]:
+    assert draft.test is not None
+    for batch in draft.test.take(samples).batches(50):
+        yield batch.feed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_float_graph_computes_what_onnx_runtime_does(name: str) -> None:
+    draft = drafted(name, "int8")
+    evaluator = Evaluator(draft.prepared.view())
+    feed = next(feeds(draft, 50))
+    tensors = {n: torch.from_numpy(a) for n, a in feed.items()}
+    found = evaluator.run(tensors, evaluator.constants())
+    for output, expected in Session(draft.prepared).run(feed).items():
+        # sums of some hundred float32 products, in another order
+        np.testing.assert_allclose(found[output].numpy(), expected, rtol=1e-4, atol=2e-5)
+
+
+CASES = [(name, "int8") for name in NAMES] + [
+    ("mnist_lstm", "int8-weights"), ("mnist_gru", "int4-weights"),
+    ("mnist_transformer", "int8-dynamic"), ("mnist_transformer", "int4-weights"),
+    ("cifar10_resnet", "int4-weights"), ("digits_cnn", "int16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "precision"), CASES)
+def test_answers_are_those_of_the_rewritten_model(name: str, precision: str) -> None:
+    """At least 99.5 % of the answers are the same: a rounding may tip what is undecided."""
+    draft = drafted(name, precision)
+    student, session = student_of(draft), Session(rewrite(draft.prepared, draft.plan))
+    same = count = 0
+    for feed in feeds(draft, SAMPLES):
+        (found,) = student.simulate(feed).values()
+        (expected,) = session.run(feed).values()
+        same += int((found.numpy().argmax(1) == expected.argmax(1)).sum())
+        count += len(expected)
+    assert same >= 0.995 * count
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_tensor_is_within_one_step_of_the_rewritten_model(name: str) -> None:
+    """Every layer gets what ONNX Runtime computed, and makes the same integers, give or take one.
+
+    A sum may round otherwise in float32 than in integers, and a step that differs at the beginning
+    grows on its way through a network: so each layer is compared on its own.
+    """
+    draft = drafted(name, "int8")
+    student = student_of(draft)
+    feed = next(feeds(draft, 50))
+    model, integers = with_integers(draft, tuple(student.simulation.activations))
+    made = Session(model).run(feed)
+    exact = {
+        tensor: torch.from_numpy(dequantize(made[output], draft.plan.tensors[tensor]))
+        for tensor, output in integers.items()
+    }
+    simulated = student.simulation.reading()
+
+    def reading(name: str, value: torch.Tensor, node: str, port: int) -> torch.Tensor:
+        quantized = (node, port) in student.simulation.places.get(name, ())
+        return exact[name] if quantized and name in exact else simulated(name, value, node, port)
+
+    evaluator = Evaluator(draft.prepared.view())
+    tensors = {n: torch.from_numpy(a) for n, a in feed.items()}
+    found = evaluator.run(tensors, evaluator.constants(), reading=reading, keep=tuple(integers))
+    assert integers
+    for tensor, output in integers.items():
+        params = draft.plan.tensors[tensor]
+        value = student.simulation.activations[tensor](found[tensor])
+        steps = np.rint(value.detach().numpy() / np.float32(params.scale[0])) + params.zero_point[0]
+        apart = np.abs(steps - made[output].astype(np.float64))
+        assert apart.max() <= 1, tensor
+        # most are equal: else a test of one step would say little
+        assert (apart > 0).mean() < 0.05, tensor
+
+
+def with_integers(draft: onnxq.Draft, tensors: tuple[str, ...]) -> tuple[Model, dict[str, str]]:
+    """The int8 model with the integers of tensors as further outputs, and what these are called."""
+    model = to_qdq(draft.prepared, draft.plan)
+    made = {node.outputs[0] for node in model.view().nodes if node.op == "QuantizeLinear"}
+    names = {t: f"{t}_quantized" for t in tensors if f"{t}_quantized" in made}
+    editor = Editor(model)
+    for name in names.values():
+        editor.add_output(name)
+    return editor.finish(), names
+
+
+def test_layers_that_stay_float_read_the_exact_values() -> None:
+    draft = drafted("digits_cnn", "int8")
+    kept = draft.census.nodes[0].name
+    nodes = tuple(
+        with_fields(n, precision=Precision.FLOAT) if n.name == kept else n for n in draft.plan.nodes
+    )
+    plan = with_fields(draft.plan, nodes=nodes)
+    student = Student(draft.prepared, draft.census, plan, draft.recipe.qat)
+    read = draft.prepared.view().by_name[kept].inputs[0]
+    assert (kept, 0) not in student.simulation.places[read]
+
+
+def test_weights_and_activations_are_switched_apart() -> None:
+    draft = drafted("digits_cnn", "int8")
+    feed = next(feeds(draft, 50))
+    exact = Session(draft.prepared).run(feed)["logits"]
+    errors = {}
+    for weights, activations in ((False, False), (True, False), (False, True), (True, True)):
+        settings = with_fields(
+            draft.recipe.qat, quantize_weights=weights, quantize_activations=activations
+        )
+        student = Student(draft.prepared, draft.census, draft.plan, settings)
+        found = student.simulate(feed)["logits"].numpy()
+        errors[weights, activations] = float(np.square(found - exact).mean())
+    assert errors[False, False] < 1e-10
+    assert 1e-6 < errors[True, False] < errors[True, True] * 1.5
+    assert 1e-6 < errors[False, True] < errors[True, True] * 1.5

@@ -1,0 +1,176 @@
+"""Where the error enters, against what NumPy makes of the same formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from onnxq.graph import Model, with_constants
+from onnxq.verify import Growth, compare_layers
+from onnxq.verify import layers as subject
+from onnxq.verify.match import sources
+
+NET = """net (float[N,4] x) => (float[N,3] y)
+<float[4,6] w1 = seeded, float[6,6] w2 = seeded, float[6,3] w3 = seeded>
+{ [one] a = MatMul (x, w1) [two] b = MatMul (a, w2) [sin] c = Sin (b) [three] y = MatMul (c, w3) }
+"""
+# ONNX Runtime sums up in float32, NumPy in float64: both agree to 1e-5 of a signal, and the errors
+# here are a tenth of it.
+CLOSE = {"abs": 0.01}
+
+
+class Samples:
+    """Stands in for a reader of float data without labels."""
+
+    def __init__(self, x: np.ndarray) -> None:
+        self._x, self.size = x, len(x)
+
+    def batches(self, size: int) -> Iterator[SimpleNamespace]:
+        for start in range(0, self.size, size):
+            part = self._x[start : start + size]
+            yield SimpleNamespace(feed={"x": part}, labels=None, count=len(part))
+
+
+@pytest.fixture
+def x() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
+
+
+def db(signal: np.ndarray, noise: np.ndarray) -> float:
+    return float(10 * np.log10(np.sum(signal**2) / np.sum(noise**2)))
+
+
+def by_tensor(growth: Growth) -> dict[str, object]:
+    return {layer.tensor: layer for layer in growth.layers}
+
+
+def test_figures(build: Callable[[str], Model], x: np.ndarray) -> None:
+    """Two layers are disturbed: each has its own error, and the effect of that alone."""
+    reference = build(NET)
+    view = reference.view()
+    w1, w2, w3 = (np.asarray(view.constant(n), np.float64) for n in ("w1", "w2", "w3"))
+    v1, v3 = w1 * 1.1, w3 + 0.02
+    other = with_constants(reference, {"w1": v1.astype("f4"), "w3": v3.astype("f4")})
+    found = compare_layers(reference, other, Samples(x))
+    a, k = x @ w1, x @ v1
+    c, m = np.sin(a @ w2), np.sin(k @ w2)
+    y, z = c @ w3, m @ v3
+    layers = by_tensor(found)
+    assert list(layers) == ["x", "a", "b", "c", "y"]
+    assert layers["x"].sqnr_db == 200
+    assert layers["a"].before_db == 200
+    assert layers["a"].new_db == layers["a"].sqnr_db == pytest.approx(db(a, k - a), **CLOSE)
+    assert layers["b"].new_db > 100  # only passes the error on
+    assert layers["c"].before_db == layers["b"].sqnr_db == pytest.approx(db(a, k - a), **CLOSE)
+    assert layers["c"].sqnr_db == pytest.approx(db(c, m - c), **CLOSE)
+    assert layers["y"].new_db == pytest.approx(db(y, z - m @ w3), **CLOSE)
+    assert layers["y"].sqnr_db == found.output_db == pytest.approx(db(y, z - y), **CLOSE)
+    assert layers["a"].alone_db == pytest.approx(db(y, m @ w3 - y), **CLOSE)
+    assert layers["y"].alone_db == pytest.approx(db(y, z - m @ w3), **CLOSE)
+    assert layers["c"].alone_db is None
+    assert found.worst == min((layers["a"], layers["y"]), key=lambda layer: layer.alone_db)
+    share = found.share(layers["a"])
+    assert share == pytest.approx(np.sum((m @ w3 - y) ** 2) / np.sum((z - y) ** 2), rel=0.01)
+
+
+def test_amplifying_is_no_fault(build: Callable[[str], Model], x: np.ndarray) -> None:
+    """A layer that takes the difference of two nearly equal tensors makes a small error large."""
+    reference = build("""net (float[N,4] x) => (float[N,4] y)
+    <float[4,4] w = seeded, float[4,4] u = seeded, float d = {0.01}>
+    { [w] a = MatMul (x, w) [u] b = MatMul (x, u) [d] c = Mul (b, d) [s] e = Add (a, c)
+      [sub] y = Sub (e, a) }""")
+    w = reference.view().constant("u")
+    other = with_constants(reference, {"u": (w * 1.2).astype("f4")})
+    found = compare_layers(reference, other, Samples(x))
+    layers = by_tensor(found)
+    assert layers["e"].sqnr_db > 40 > layers["y"].sqnr_db  # 1 % of the sum, all of the difference
+    assert found.worst.node == "u"
+    assert layers["y"].new_db > 100
+
+
+def test_pieces_change_nothing(
+    build: Callable[[str], Model], x: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tensor at a time, and a sample at a time, the same figures come out."""
+    reference = build(NET)
+    w = reference.view().constant("w2")
+    other = with_constants(reference, {"w2": (w * 1.1).astype("f4")})
+    whole = compare_layers(reference, other, Samples(x))
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(subject, "PIECE_BYTES", 1)
+    run = subject.Run(batch_size=1, progress=lambda done, total: told.append((done, total)))
+    pieces = compare_layers(reference, other, Samples(x), run)
+    for one, same in zip(whole.layers, pieces.layers, strict=True):
+        assert (one.tensor, one.node) == (same.tensor, same.node)
+        # sums in another order: float64 rounds them, and float32 the products of other batches
+        assert one.sqnr_db == pytest.approx(same.sqnr_db, abs=0.001)
+    assert pieces.worst.node == "two"
+    assert len(told) > 100  # five tensors of 20 samples, and the one that is tried
+    assert told == sorted(told)
+    assert told[-1][0] == told[-1][1]
+
+
+def test_other_shapes_are_left_out(build: Callable[[str], Model], x: np.ndarray) -> None:
+    text = (
+        "net (float[N,4] x) => (float[N,1] y) { [t] a = Sin (x) [m] y = ReduceMax <axes=[1]> (a) }"
+    )
+    padded = """net (float[N,4] x) => (float[N,1] y) <float[1,1] o = {0}, int64[4] p = {0,0,0,1}>
+    { [s] k = Sin (x) [p] a = Pad (k, p) [m] y = ReduceMax <axes=[1]> (a) }"""
+    found = compare_layers(build(text), build(padded), Samples(np.abs(x)))
+    assert [layer.tensor for layer in found.layers] == ["x", "y"]
+    assert found.unmatched == 1
+
+
+def test_nan_is_the_worst_error(build: Callable[[str], Model], x: np.ndarray) -> None:
+    reference = build(NET)
+    w = np.array(reference.view().constant("w2"))
+    w[0, 0] = np.nan
+    found = compare_layers(reference, with_constants(reference, {"w2": w}), Samples(x))
+    layers = by_tensor(found)
+    assert layers["a"].sqnr_db == 200
+    assert layers["b"].sqnr_db == layers["b"].new_db == -200
+    assert found.worst.node == "two"
+
+
+def test_a_node_of_several_outputs(build: Callable[[str], Model], x: np.ndarray) -> None:
+    """An error in one half of a split leaves the other half alone."""
+    text = """net (float[N,4] x) => (float[N,2] y) <float[4,4] w = seeded, int64[2] n = {2, 2},
+    float[4] o = {0.1, 0.1, 0, 0}>
+    { [one] h = MatMul (x, w) OFFSET [cut] a, b = Split <axis = 1> (H, n) [sin] c = Sin (b)
+      [add] y = Add (a, c) }"""
+    reference = build(text.replace("OFFSET", "").replace("H, n", "h, n").replace(
+        "float[4] o = {0.1, 0.1, 0, 0}", "float o = {0}"))  # fmt: skip
+    other = build(text.replace("OFFSET", "[off] k = Add (h, o)").replace("H, n", "k, n"))
+    found = compare_layers(reference, other, Samples(x))
+    layers = by_tensor(found)
+    w = np.asarray(reference.view().constant("w"), np.float64)
+    a, b = np.split(x @ w, 2, axis=1)
+    assert layers["h"].new_db > 100
+    assert layers["a"].new_db == pytest.approx(db(a, np.full_like(a, 0.1)), **CLOSE)
+    assert layers["a"].alone_db == pytest.approx(db(a + np.sin(b), np.full_like(a, 0.1)), **CLOSE)
+    assert layers["b"].new_db > 100
+
+
+def test_sizes_that_depend_on_values(build: Callable[[str], Model]) -> None:
+    """Alike on the first sample, of other lengths later: there is no entry to hold against one."""
+    text = """net (float[N,4] x) => (float[N,4] y, float[1,k] z) <float t = {T}>
+    { [big] m = Greater (x, t) i = NonZero (m) r, s = Split <axis = 0, num_outputs = 2> (i)
+      [c] q = Cast <to = 1> (r) [n] z = Neg (q) [w] v = Where (m, x, t) [y] y = Sin (v) }"""
+    text = f'<ir_version: 8, opset_import: ["" : 18]>\n{text}'
+    x = np.array([[1, 1, 1, 1], [1, 1, 0.2, 1]], np.float32)
+    models = (build(text.replace("{T}", f"{{{t}}}")) for t in (0.1, 0.3))
+    found = compare_layers(*models, Samples(x), subject.Run(batch_size=1))
+    layers = by_tensor(found)
+    assert layers["z"].sqnr_db == found.output_db == -200
+    assert layers["y"].sqnr_db > 10
+
+
+@pytest.mark.parametrize("kept", ["a", "b"])
+def test_sources_of_a_half(kept: str, build: Callable[[str], Model]) -> None:
+    model = build("""net (float[N,4] x) => (float[N,2] y) <int64[2] n = {2, 2}>
+    { a, b = Split <axis = 1> (x, n) y = Add (a, b) }""")
+    assert sources(model.view(), "y", ["x", kept]) == ("x",)
+    assert sources(model.view(), "y", ["x", "a", "b"]) == ("a", "b")
