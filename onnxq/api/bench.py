@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace as with_fields
 
 from onnxq.api.backends import select_backend
 from onnxq.api.feeds import one_feed
@@ -84,7 +85,7 @@ def bench_models(
     if per_layer:
         _check_profiled(models, providers, settings)
     loaded = [model if isinstance(model, Model) else load(model) for model in models]
-    here = [select_backend(loaded[0]) if p.name == AUTO else p for p in providers]
+    here = [_chosen(p, loaded[0], data) for p in providers]
     entrants = [_entrant(model, provider) for model in loaded for provider in here]
     _check_inputs(loaded)
     feeds = [one_feed(loaded[0].view().inputs, data, batch) for batch, _ in settings]
@@ -101,6 +102,13 @@ def bench_models(
         nodes, conversions = _nodes(loaded, feeds[0][0], settings[0][1], seconds)
     used = here[0] if len(here) == 1 else CPU
     return BenchReport(tuple(runs), data is None, nodes, conversions, environment(used))
+
+
+def _chosen(provider: Provider, model: Model, data: Data | None) -> Provider:
+    """The provider; for ``auto`` the one that runs a model fastest, as strict as was said."""
+    if provider.name != AUTO:
+        return provider
+    return with_fields(provider, name=select_backend(model, data).name)
 
 
 def _several(value: int | Sequence[int] | None) -> list[int | None]:

@@ -9,13 +9,21 @@ from pathlib import Path
 from msgspec.structs import replace as with_fields
 
 from onnxq.api.backends import settled
-from onnxq.api.job import Job, Origin, Progress, make_job, with_data, with_test_data
+from onnxq.api.job import (
+    Job,
+    Origin,
+    Progress,
+    make_job,
+    refuse_libraries,
+    with_data,
+    with_test_data,
+)
 from onnxq.api.pipeline import apply_plan, made_by, make_receipt, metric_of, read_files
 from onnxq.api.replay import load_receipt
 from onnxq.api.stages import Draft, draft, usual_precision
 from onnxq.data import Data
 from onnxq.errors import UsageError
-from onnxq.graph import Model, check_writable, files_of, load, write_bytes
+from onnxq.graph import SMALL_TYPES_OPSET, Model, check_writable, files_of, load, write_bytes
 from onnxq.plan import (
     CheckSettings,
     Choice,
@@ -28,7 +36,7 @@ from onnxq.plan import (
 )
 from onnxq.runtime import StateLoop, environment
 from onnxq.targets import get_target
-from onnxq.types import Feed
+from onnxq.types import Feed, Precision
 from onnxq.verify import (
     Changes,
     Check,
@@ -131,6 +139,7 @@ def check_job(model: Path | None, baseline: Path, recipe: Recipe | str | Path | 
         job = make_job(model, recipe)
     else:  # a receipt that lies somewhere may name no code, as a recipe that was found may not
         origin = Origin(baseline.parent, allow_code=False)
+        refuse_libraries(known.recipe, baseline)
         job = Job(
             known.recipe, data_from=origin, test_from=origin, metric_from=origin,
             observer_from=origin, recipe_from=origin,
@@ -167,10 +176,10 @@ def run_check(
     if update:
         check_writable(baseline, [*files_of(source), *read_files(job)], force=True)
     plan, after = _measured(source, job, before, search=search, update=update)
-    if update:
-        write_bytes(after.to_json(), baseline)
     gates = regressions(before, after, job.recipe.check) if before is not None else ()
     changes = changes_of(before, after) if before is not None else Changes((), (), (), ())
+    if update:
+        write_bytes(after.to_json(), baseline)
     check = Check(
         model=str(source.path or ""),
         baseline=str(baseline),
@@ -243,6 +252,10 @@ def _why_anew(job: Job, before: Receipt, *, search: bool) -> str:
     return f"the recipe says another {' and '.join(differ)}" if differ else ""
 
 
+# They are stored in types that older operator sets do not have.
+_SMALL_TYPES = (Precision.INT4_WEIGHTS, Precision.INT16)
+
+
 def _drafted_like(source: Model, job: Job, before: QuantPlan) -> tuple[Draft, str]:
     """A draft whose nodes have the precisions of an earlier plan, as far as they are still there.
 
@@ -253,10 +266,14 @@ def _drafted_like(source: Model, job: Job, before: QuantPlan) -> tuple[Draft, st
     recipe, census = drafted.recipe, drafted.census
     known = {node.name: node for node in before.nodes}
     said = pinned(census, recipe)
+    able = drafted.prepared.opset >= SMALL_TYPES_OPSET
     alike = {
         node.name: known[node.name]
         for node in census.nodes
-        if node.name in known and known[node.name].op == node.op
+        if node.name in known
+        and known[node.name].op == node.op
+        # a plan that was changed by hand may want what this graph was not prepared for
+        and (able or known[node.name].precision not in _SMALL_TYPES)
     }
     choices = {n.name: Choice(n.precision, _LIKE_BEFORE) for n in alike.values()}
     plan = make_plan(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ from onnxq.verify import (
     compare_layers,
     diff,
     load_metric,
+    scores_outputs,
 )
 
 # Layers are compared on this many of the samples: noise is much alike from sample to sample.
@@ -131,7 +132,7 @@ def run_comparison(
     reader = _reader(job, _shared_inputs(first, second))
     if wanted.samples is not None:
         reader = draw(reader, wanted.samples, recipe, job.seed)
-    judged = _judge(first, second, reader, job, Judging(metric, recipe.verify.output))
+    judged = _judge(first, second, reader, job, metric)
     speed = None
     if wanted.seconds > 0:
         speed = _speed((first, second), judged.feed, job, wanted.seconds)
@@ -257,7 +258,7 @@ class _Judged:
         return self.judging.notes + self.comparison.notes()
 
 
-def _judge(first: Model, second: Model, reader: Reader, job: Job, judging: Judging) -> _Judged:
+def _judge(first: Model, second: Model, reader: Reader, job: Job, metric: MetricChoice) -> _Judged:
     recipe, models = job.recipe, (first, second)
     sessions = [Session(model, threads=recipe.verify.threads) for model in models]
     wanted = [spec.name for spec in sessions[0].outputs]
@@ -268,6 +269,7 @@ def _judge(first: Model, second: Model, reader: Reader, job: Job, judging: Judgi
         )
     views = [model.view() for model in models]
     loops = [StateLoop(recipe.data.state, view.inputs, view.output_names) for view in views]
+    judging = Judging(metric, recipe.verify.output)
     judged = _Judged(judging)
     for batch in reader.batches(1 if recipe.data.state else recipe.data.batch_size):
         feeds = [loop.complete(batch.feed) for loop in loops]
@@ -277,10 +279,31 @@ def _judge(first: Model, second: Model, reader: Reader, job: Job, judging: Judgi
         judged.add(feeds[0], expected, found)
         judged.comparison.add(batch.feed, expected, found, batch.count)
         if batch.labels is not None:
+            if metric.function is None:  # a function may take outputs whose size depends on values
+                named = recipe.verify.output
+                scores = [named] if named else scores_outputs(expected, batch.feed)
+                _require_same_shapes(first, second, scores, expected, found)
             judging.update(batch.feed, batch.labels, expected, found)
         if job.progress is not None:
             job.progress("outputs", judged.comparison.samples, reader.size)
     return judged
+
+
+def _require_same_shapes(
+    first: Model, second: Model, names: Iterable[str], expected: Feed, found: Feed
+) -> None:
+    """Labels are held against rows of scores, which both models have to make alike.
+
+    Raises:
+        UsageError: An output has another shape in the second model.
+    """
+    for name in names:
+        if name in expected and found[name].shape != expected[name].shape:
+            raise UsageError(
+                f"output '{name}' is {found[name].shape} in '{_name(second)}', and "
+                f"{expected[name].shape} in '{_name(first)}'",
+                "compare forms of one model",
+            )
 
 
 def _speed(models: tuple[Model, Model], feed: Feed, job: Job, seconds: float) -> Speed:

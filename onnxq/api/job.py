@@ -11,6 +11,7 @@ from msgspec.structs import replace as with_fields
 
 from onnxq.calibrate import Calibration, Workers
 from onnxq.data import Data
+from onnxq.errors import UsageError
 from onnxq.plan import Recipe, checked, find_recipe, load_preset, load_recipe
 
 # stage, samples done, samples in all
@@ -100,14 +101,30 @@ def make_job(model: Path | None, recipe: Recipe | str | Path | None) -> Job:
         path, origin = found, Origin(found.parent, allow_code=False)
     else:
         return Job()
+    loaded = load_recipe(path)
+    if not origin.allow_code:
+        refuse_libraries(loaded, path)
     return Job(
-        load_recipe(path),
+        loaded,
         data_from=origin,
         test_from=origin,
         metric_from=origin,
         observer_from=origin,
         recipe_from=origin,
     )
+
+
+def refuse_libraries(recipe: Recipe, where: Path) -> None:
+    """Refuse a provider's library, or an option that may name one, in a recipe nobody vouches for.
+
+    Raises:
+        UsageError: There is one.
+    """
+    if key := recipe.provider.may_run_code:
+        raise UsageError(
+            f"'{where}' was merely found, and its [provider] {key} may load code",
+            "pass a recipe of yours with --recipe, or the option with --ep-library or --ep-option",
+        )
 
 
 def with_data(job: Job, data: Data) -> Job:

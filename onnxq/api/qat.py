@@ -25,7 +25,7 @@ from onnxq.api.pipeline import (
 from onnxq.api.stages import Draft, draft, open_reader
 from onnxq.data import Data, Reader, find_function, parse_code
 from onnxq.errors import UsageError
-from onnxq.graph import Model, load, sha256
+from onnxq.graph import Model, check_writable, files_of, load, sha256
 from onnxq.plan import QuantPlan, Recipe
 from onnxq.qat import History, require_torch
 from onnxq.verify import Receipt, Training, load_metric
@@ -260,6 +260,8 @@ def train_model(
     drafted = session.prepare(source)
     session.check()
     checkpoint = checkpoint_path(path) if path is not None else None
+    if checkpoint is not None:
+        check_writable(checkpoint, [*files_of(source), *read_files(job)], force=True)
     if checkpoint is not None and fresh:
         checkpoint.unlink(missing_ok=True)
     untrained = make_receipt(drafted, apply_plan(drafted), None, job, metric)
@@ -335,6 +337,10 @@ def _augment(job: Job) -> Augment | None:
 def _code(name: str, key: str, job: Job) -> Callable[..., Any] | None:
     """A function of the user's that the recipe names; None for a word of onnxq's own."""
     code = parse_code(name, job.recipe_from.base or Path())
+    if code is None and ":" in name:
+        raise UsageError(
+            f"{key} '{name}' names no function", "write module:function or file.py:function"
+        )
     if code is None:
         return None
     if not job.recipe_from.allow_code:
@@ -348,9 +354,16 @@ def _code(name: str, key: str, job: Job) -> Callable[..., Any] | None:
 
 def _digest(drafted: Draft, samples: Reader, job: Job) -> str:
     """Everything that a training depends on."""
-    plan = msgspec.json.encode(drafted.plan).decode()
+    plan, settings = msgspec.json.encode(drafted.plan).decode(), job.recipe.qat
     parts = [
         sha256(drafted.source), job.recipe.digest(), job.seed, samples.identity(), plan,
-        version("torch"),
+        version("torch"), *(_source(name, job) for name in (settings.loss, settings.augment)),
     ]  # fmt: skip
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+def _source(name: str | None, job: Job) -> str:
+    """The text of the file of a user's function; empty for anything else."""
+    code = parse_code(name, job.recipe_from.base or Path()) if name is not None else None
+    file = code[0] if code is not None else None
+    return file.read_text() if isinstance(file, Path) and file.is_file() else ""

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace as with_fields
 
-from onnxq.api.job import Job, Origin, Progress
+from onnxq.api.job import Job, Origin, Progress, refuse_libraries
 from onnxq.api.pipeline import (
     RECEIPT_SCHEMA,
     Result,
@@ -88,6 +88,7 @@ def replay(
     known = receipt if isinstance(receipt, Receipt) else load_receipt(receipt)
     source = model if isinstance(model, Model) else load(model)
     _check_same(source, known)
+    refuse_libraries(known.recipe, Path(receipt if isinstance(receipt, str | Path) else "receipt"))
     path = Path(output) if output is not None else None
     read = [Path(file) for file in (test_data, receipt) if isinstance(file, str | Path)]
     if path is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,14 +21,16 @@ from onnxq.api import (
     with_metric,
     with_test_data,
 )
+from onnxq.api.pipeline import read_files
 from onnxq.cli.numbers import Number, Share
 from onnxq.cli.options import provider_of
 from onnxq.cli.progress import StageBars
 from onnxq.cli.results import show
 from onnxq.cli.shared import runs_on
 from onnxq.data import FORMS
-from onnxq.graph import check_writable, write_bytes
-from onnxq.plan import CheckSettings
+from onnxq.errors import UsageError
+from onnxq.graph import Model, check_writable, files_of, load, write_bytes
+from onnxq.plan import CheckSettings, find_recipe
 from onnxq.plan.checking import CheckName
 from onnxq.report import check_markdown, check_view, to_annotations, to_junit
 from onnxq.targets import TARGETS
@@ -94,13 +97,12 @@ def check(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands ov
     option tells; what chance explains is no failure. What changed since is told beside it.
     """
     baseline = options["baseline"] or baseline_path(model)
-    written = [options[name] for name in ("junit", "markdown") if options[name] is not None]
-    for path in written:
-        check_writable(path, [model, baseline], force=True)
+    source = load(model)
     job = _job(model, baseline, options)
+    _check_outputs(source, job, baseline, options)
     with StageBars(quiet=options["quiet"] or options["as_json"]) as bars:
         found = run_check(
-            model, replace(job, progress=bars), baseline,
+            source, replace(job, progress=bars), baseline,
             search=options["search"], update=options["update"],
         ).check  # fmt: skip
     _report(found, options)
@@ -123,6 +125,18 @@ def _job(model: Path, baseline: Path, options: Mapping[str, Any]) -> Job:
     return replace(job, recipe=recipe)
 
 
+def _check_outputs(source: Model, job: Job, baseline: Path, options: Mapping[str, Any]) -> None:
+    """Refuse reports that would take the place of what is read, or of one another."""
+    beside = find_recipe(source.path) if source.path is not None else None
+    recipes = [path for path in (options["recipe"], beside) if path is not None]
+    written = [options[name] for name in ("junit", "markdown") if options[name] is not None]
+    for path in written:
+        read = [*files_of(source), baseline, *recipes, *read_files(job)]
+        check_writable(path, read, force=True)
+    if len({path.resolve() for path in written}) < len(written):
+        raise UsageError("two outputs have the same name", "give each file another")
+
+
 def _settings(settings: CheckSettings, options: Mapping[str, Any]) -> CheckSettings:
     """The recipe's table ``[check]``, with the options on top."""
     said = {name: options[name] for name in KEYS if options[name] is not None}
@@ -131,7 +145,7 @@ def _settings(settings: CheckSettings, options: Mapping[str, Any]) -> CheckSetti
 
 
 def _report(found: Check, options: Mapping[str, Any]) -> None:
-    show(found, check_view(found), options)
+    _show(found, options)
     if options["junit"] is not None:
         write_bytes(to_junit(found).encode(), options["junit"])
     if options["markdown"] is not None:
@@ -140,3 +154,14 @@ def _report(found: Check, options: Mapping[str, Any]) -> None:
         click.echo(to_annotations(found), err=options["as_json"])
     if found.updated and not (options["quiet"] or options["as_json"]):
         click.echo(f"wrote {found.baseline}")
+
+
+def _show(found: Check, options: Mapping[str, Any]) -> None:
+    """Print the view, of which GitHub's runner is to obey no line: models bring the names in it."""
+    guarded = options["github"] and not (options["quiet"] or options["as_json"])
+    token = secrets.token_hex(16)
+    if guarded:
+        click.echo(f"::stop-commands::{token}")
+    show(found, check_view(found), options, soft_wrap=True)
+    if guarded:
+        click.echo(f"::{token}::")

@@ -119,8 +119,8 @@ def qat(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands over
     takes `pip install 'onnxq[qat]'`.
     """
     require_torch()
+    from onnxq.qat.checkpoint import kept_so_far
     from onnxq.qat.device import choose_device
-    from onnxq.qat.resume import kept_so_far
     from onnxq.qat.run import Watch
 
     job = _job(model, options)

@@ -15,12 +15,17 @@ from onnxq.api import receipt_path
 from onnxq.verify import Receipt
 
 
-def show(value: object, view: RenderableType, options: Mapping[str, Any]) -> None:
-    """Print a value as JSON, or its view, or nothing, as ``--json`` and ``--quiet`` say."""
+def show(
+    value: object, view: RenderableType, options: Mapping[str, Any], *, soft_wrap: bool = False
+) -> None:
+    """Print a value as JSON, or its view, or nothing, as ``--json`` and ``--quiet`` say.
+
+    With ``soft_wrap`` long lines of the view are left whole.
+    """
     if options["as_json"]:
         click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
     elif not options["quiet"]:
-        Console().print(view)
+        Console().print(view, soft_wrap=soft_wrap)
 
 
 def finish(

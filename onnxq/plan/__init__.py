@@ -11,6 +11,7 @@ from onnxq.plan.policy import tensors_to_observe
 from onnxq.plan.presets import load_preset, preset_text, presets
 from onnxq.plan.readings import Reading, readings
 from onnxq.plan.recipe import Recipe, checked, find_recipe, load_recipe, recipe_schema
+from onnxq.plan.scales import BIAS_LIMIT, SMALLEST_PRODUCT
 from onnxq.plan.settings import (
     Budgets,
     CalibrationSettings,
@@ -23,7 +24,9 @@ from onnxq.plan.training import QATSettings
 from onnxq.plan.weights import needed_opset
 
 __all__ = [
+    "BIAS_LIMIT",
     "REFUSALS",
+    "SMALLEST_PRODUCT",
     "Budgets",
     "CalibrationSettings",
     "CheckSettings",

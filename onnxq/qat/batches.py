@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.data import Batch, Reader
+from onnxq.data import Batch, Reader, user_code
 from onnxq.errors import DataError
 from onnxq.types import Array, Feed
 
@@ -28,10 +28,12 @@ class Step:
     Attributes:
         feed: Arrays by input name.
         labels: One entry per sample; None when not known.
+        count: Samples in it.
     """
 
     feed: Feed
     labels: Array | None
+    count: int = 1
 
 
 class Batches:
@@ -107,19 +109,28 @@ class Batches:
     def _cut(self, loaded: list[Batch], order: Rows) -> Iterator[Step]:
         if not self._sliced:
             for index in order:
-                yield Step(loaded[index].feed, loaded[index].labels)
+                yield Step(loaded[index].feed, loaded[index].labels, loaded[index].count)
             return
         (whole,) = loaded
         for at in range(0, len(order), self._size):
             rows = order[at : at + self._size]
             labels = None if whole.labels is None else whole.labels[rows]
-            yield Step({name: array[rows] for name, array in whole.feed.items()}, labels)
+            feed = {name: array[rows] for name, array in whole.feed.items()}
+            yield Step(feed, labels, len(rows))
 
     def _augmented(self, made: Step, epoch: int, step: int) -> Step:
         if self._augment is None:
             return made
         rng = np.random.default_rng((self._seed, epoch, step))
-        return Step(self._augment(made.feed, rng), made.labels)
+        with user_code("augmenting failed"):
+            feed = self._augment(dict(made.feed), rng)
+        shapes = {name: (array.shape, array.dtype) for name, array in made.feed.items()}
+        if {name: (np.shape(a), getattr(a, "dtype", None)) for name, a in feed.items()} != shapes:
+            raise DataError(
+                "the function that augments returned other arrays than it was given",
+                "return a dictionary of the same names, shapes and types",
+            )
+        return Step(feed, made.labels, made.count)
 
 
 def _has_rows(reader: Reader) -> bool:

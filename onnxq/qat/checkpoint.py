@@ -7,6 +7,8 @@ beside its place and renamed, so that a kill leaves the old one or the new one.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -38,6 +40,7 @@ class Header(msgspec.Struct, frozen=True):
         frozen: Whether the warm-up is over.
         observed: Ranges of the warm-up by quantizer: lowest, highest, batches.
         params: Scales and zero points of activations by quantizer, where these are observed.
+        best_params: The same of the best epoch.
         schema: Version of this structure.
     """
 
@@ -51,6 +54,7 @@ class Header(msgspec.Struct, frozen=True):
     frozen: bool
     observed: dict[int, tuple[float, float, int]]
     params: tuple[QParams, ...]
+    best_params: tuple[QParams, ...]
     schema: int = SCHEMA
 
 
@@ -92,17 +96,50 @@ def load_checkpoint(path: Path, run: str) -> Checkpoint | None:
     """
     if not path.is_file():
         return None
+    with whole(path), Npz(path) as archive:
+        header = _header(archive)
+        if (header.run, header.schema) != (run, SCHEMA):
+            raise UsageError(
+                f"'{path}' is a checkpoint of another run: model, data or settings were others",
+                "start anew with --fresh",
+            )
+        arrays = {name: archive.read(name) for name in archive.names if name != _HEADER}
+        return Checkpoint(header, {n: torch.from_numpy(array) for n, array in arrays.items()})
+
+
+def kept_so_far(path: Path) -> Header | None:
+    """Read the head of a checkpoint alone.
+
+    Returns:
+        What is not an array; None where there is no checkpoint, or a damaged one, which
+        ``load_checkpoint`` refuses.
+    """
+    if not path.is_file():
+        return None
     try:
-        with Npz(path) as archive:
-            arrays = {name: archive.read(name) for name in archive.names}
-        header = msgspec.json.decode(arrays.pop(_HEADER).tobytes(), type=Header)
-    except (DataError, KeyError, msgspec.DecodeError) as error:
+        with whole(path), Npz(path) as archive:
+            return _header(archive)
+    except OutputError:
+        return None
+
+
+def _header(archive: Npz) -> Header:
+    return msgspec.json.decode(archive.read(_HEADER).tobytes(), type=Header)
+
+
+@contextmanager
+def whole(path: Path | None) -> Iterator[None]:
+    """Tell of a file that holds something else than what ``save_checkpoint`` wrote.
+
+    Raises:
+        OutputError: What is inside the block fails on it.
+    """
+    try:
+        yield
+    except (
+        DataError, LookupError, ValueError, TypeError, RuntimeError, AttributeError,
+        msgspec.DecodeError,
+    ) as error:  # fmt: skip
         raise OutputError(
             f"'{path}' is no checkpoint that can be gone on from: {error}", "delete it, or --fresh"
         ) from error
-    if (header.run, header.schema) != (run, SCHEMA):
-        raise UsageError(
-            f"'{path}' is a checkpoint of another run: model, data or settings were others",
-            "start anew with --fresh",
-        )
-    return Checkpoint(header, {name: torch.from_numpy(array) for name, array in arrays.items()})

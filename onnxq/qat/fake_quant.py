@@ -10,6 +10,7 @@ Size Quantization" (2020), equations 3 and 5.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -117,17 +118,25 @@ def dynamic_quantize(x: Tensor) -> Tensor:
 class Grid:
     """The integers of a type, or fewer of them.
 
+    Args:
+        qtype: The type.
+        bits: Use fewer bits; its own if None.
+        headroom: Use one part of so many of its range.
+
     Attributes:
         qmin: The smallest integer.
         qmax: The largest integer.
     """
 
-    def __init__(self, qtype: QType, bits: int | None = None) -> None:
+    def __init__(self, qtype: QType, bits: int | None = None, headroom: float = 1.0) -> None:
         self.qmin, self.qmax = qtype.qmin, qtype.qmax
+        middle = (qtype.qmin + qtype.qmax + 1) // 2
         if bits is not None and bits < qtype.bits:
-            middle = (qtype.qmin + qtype.qmax + 1) // 2
             self.qmax = middle + (1 << (bits - 1)) - 1
             self.qmin = 2 * middle - self.qmax  # as many on both sides
+        if headroom > 1:
+            self.qmax = middle + math.ceil((self.qmax - middle) / headroom)
+            self.qmin = 2 * middle - self.qmax
 
     def most(self, zero_point: int) -> int:
         """Steps from the zero point to the upper end."""
@@ -173,10 +182,13 @@ class TensorQuantizer:
 
     def scale(self) -> Tensor:
         """The scale as it is now, one value or one per channel."""
-        if self.log_scale is None:
-            return self._scale
-        scale = torch.exp(self.log_scale)
-        return scale if self._ceiling is None else scale.clamp(max=self._ceiling)
+        return self._scale if self.log_scale is None else torch.exp(self.log_scale)
+
+    def project(self) -> None:
+        """Bring a learned scale back below its ceiling, after a step of an optimizer."""
+        if self.log_scale is not None and self._ceiling is not None:
+            with torch.no_grad():
+                self.log_scale.clamp_(max=math.log(self._ceiling))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Fake-quantize values, float32 of any shape."""
@@ -189,7 +201,7 @@ class TensorQuantizer:
 
     def result(self) -> QParams:
         """Scale and zero point as they are now."""
-        scale = self.scale().detach().cpu().clamp(min=TINY)
+        scale = self.scale().detach().cpu().clamp(min=TINY, max=self._ceiling)
         return QParams(
             self.params.qtype, tuple(scale.tolist()), self.params.zero_point, self.params.axis
         )
@@ -199,36 +211,39 @@ class WeightQuantizer:
     """Fake-quantizes a weight, symmetric, per tensor or per channel.
 
     A fixed scale follows the weight while it is trained: it is the largest magnitude over the
-    largest integer, times what the plan allowed beyond that (headroom, or room for a bias).
+    largest integer, times the headroom. No scale falls below a floor, which leaves room for biases.
 
     Args:
         params: How the plan stores it.
         weight: Its values at the start.
         bits: Fewer bits than the stored type has; its own if None.
         learned: Whether the scale is a parameter, and does not follow the weight.
+        headroom: Weights use one part of so many of the type's range.
     """
 
     def __init__(
-        self, params: QParams, weight: Tensor, bits: int | None = None, *, learned: bool = False
+        self,
+        params: QParams,
+        weight: Tensor,
+        bits: int | None = None,
+        *,
+        learned: bool = False,
+        headroom: float = 1.0,
     ) -> None:
-        self._params, self._grid = params, Grid(params.qtype, bits)
-        planned = torch.tensor(params.scale, dtype=torch.float64)
+        self._params, self._grid = params, Grid(params.qtype, bits, headroom)
         self._others = [n for n in range(weight.ndim) if n != params.axis]
         self._zero_point = torch.tensor(float(params.zero_point[0]))
-        self._most = self._grid.most(params.zero_point[0])
-        least = self._largest(weight.double()) / (params.qtype.qmax - params.zero_point[0])
-        stretch = torch.where(least > 0, planned / least.clamp(min=TINY), 1.0)
-        self._stretch = stretch.clamp(min=1.0)
-        # 8-bit rounding of the scale to float32 must not count as headroom
-        self._stretch[self._stretch < 1 + 1e-6] = 1.0
+        self._most = Grid(params.qtype, bits).most(params.zero_point[0]) / headroom
+        self._floor = torch.full((len(params.scale),), TINY)
         self.log_scale: Tensor | None = None
         if learned:
-            start = self._following(weight) if bits else planned.float()
+            planned = torch.tensor(params.scale, dtype=torch.float32)
+            start = self._following(weight) if bits else planned
             self.log_scale = torch.log(start).requires_grad_()
 
     def to(self, device: torch.device) -> None:
         """Move to a device."""
-        self._stretch, self._zero_point = self._stretch.to(device), self._zero_point.to(device)
+        self._floor, self._zero_point = self._floor.to(device), self._zero_point.to(device)
         if self.log_scale is not None:
             self.log_scale = self.log_scale.detach().to(device).requires_grad_()
 
@@ -240,9 +255,21 @@ class WeightQuantizer:
 
     def _following(self, weight: Tensor) -> Tensor:
         # in float64, then rounded once, as a plan's scales are
-        extent = self._largest(weight.detach().double()) * self._stretch
+        extent = self._largest(weight.detach().double())
         scale = torch.where(extent == 0, 1.0, (extent / self._most).clamp(min=TINY))
-        return scale.float()
+        return torch.maximum(scale.float(), self._floor)
+
+    def set_floor(self, floor: Tensor) -> None:
+        """Say what no scale may fall below, one value or one per channel; learned ones are raised.
+
+        Args:
+            floor: float32, of shape (1,) or (channels,).
+        """
+        least = floor.amax().reshape(1) if len(self._params.scale) == 1 else floor
+        self._floor = least.clamp(min=TINY).expand(len(self._params.scale))
+        if self.log_scale is not None:
+            with torch.no_grad():
+                self.log_scale.copy_(torch.maximum(self.log_scale, torch.log(self._floor)))
 
     def scale(self, weight: Tensor) -> Tensor:
         """The scale for a weight, one value or one per channel."""
@@ -259,7 +286,7 @@ class WeightQuantizer:
 
     def result(self, weight: Tensor) -> QParams:
         """How the weight is stored as it is now."""
-        scale = self.scale(weight).detach().cpu().clamp(min=TINY)
+        scale = torch.maximum(self.scale(weight).detach(), self._floor).cpu()
         return QParams(
             self._params.qtype, tuple(scale.tolist()), self._params.zero_point, self._params.axis
         )

@@ -126,16 +126,39 @@ class Loss:
         assert labels is not None  # choose_loss has seen to that
         if self.function is not None:
             with user_code(f"loss '{self.name}' failed"):
-                return self.function(found, labels)
+                made = self.function(found, labels)
+            if not isinstance(made, Tensor) or made.numel() != 1:
+                raise DataError(
+                    f"loss '{self.name}' returned {type(made).__name__}",
+                    "return a tensor of one number, made of the outputs by PyTorch",
+                )
+            if torch.is_grad_enabled() and not made.requires_grad:
+                raise DataError(
+                    f"what loss '{self.name}' returned does not depend on the outputs",
+                    "compute it with PyTorch, without .detach(), .item() or NumPy",
+                )
+            return made.reshape(())
         name = self.outputs.scores or next(iter(found))
         value = found[name]
+        shapes = f"labels are {tuple(labels.shape)}, output '{name}' {tuple(value.shape)}"
         if self.name == "mse":
+            if labels.numel() != value.numel():
+                raise DataError(f"mse needs a number for every value of the output; {shapes}")
             return F.mse_loss(value, labels.to(value.dtype).reshape(value.shape))
-        if value.ndim != 2 or labels.shape != value.shape[:1]:
+        hint = "name another loss in the recipe's [qat], or train without labels: --distill"
+        rows = value.ndim == 2 and value.shape[1] > 1 and labels.shape == value.shape[:1]
+        if not rows or labels.is_floating_point():
             raise DataError(
-                f"cross-entropy needs a class for every row of scores; labels are "
-                f"{tuple(labels.shape)}, output '{name}' {tuple(value.shape)}",
-                "name another loss in the recipe's [qat], or train without labels: --distill",
+                f"cross-entropy needs a class for every row of scores; {shapes} of "
+                f"{str(labels.dtype).removeprefix('torch.')}",
+                hint,
+            )
+        lowest, highest = (int(end) for end in torch.aminmax(labels))
+        if lowest < 0 or highest >= value.shape[1]:
+            raise DataError(
+                f"labels go from {lowest} to {highest}, and output '{name}' has classes 0 to "
+                f"{value.shape[1] - 1}",
+                hint,
             )
         return F.nll_loss(self.outputs.log_probabilities(name, value), labels.long())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,17 +15,20 @@ from torch import Tensor
 from onnxq.data import Reader
 from onnxq.plan import QATSettings, QuantPlan
 from onnxq.qat.batches import Augment, Batches
-from onnxq.qat.checkpoint import Checkpoint, Header, load_checkpoint, save_checkpoint
+from onnxq.qat.checkpoint import Checkpoint, Header, load_checkpoint, save_checkpoint, whole
 from onnxq.qat.history import EpochFacts, History
 from onnxq.qat.losses import Loss
 from onnxq.qat.simulation import Observed
 from onnxq.qat.steps import Stepper
 from onnxq.qat.student import Student
+from onnxq.types import QParams
 
 # Seconds between checkpoints; one is also kept at the end of every epoch.
 KEEP_EVERY = 60.0
 # Samples that are looked at after every epoch, at most.
 MOST_VALIDATION = 2000
+# A loss that JSON can hold, for one that is no number.
+LARGEST = 1e30
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,17 @@ def train(
     with _threads(settings.threads):
         loop = _Loop(student, settings, loss, samples, watch or Watch())
         if found is not None:
-            loop.restore(found)
+            with whole(checkpoint):
+                loop.restore(found)
         return loop.train(checkpoint, run)
+
+
+@dataclass(frozen=True)
+class _State:
+    """All that is trained, and the scales and zero points that are not."""
+
+    tensors: list[Tensor]
+    params: tuple[QParams, ...]
 
 
 class _Loop:
@@ -192,13 +205,13 @@ class _Loop:
         sums, hits, count, judged = 0.0, 0, 0, True
         for made in self._held.epoch(0):
             loss, scores, labels = self._stepper.judge(made)
-            samples = len(next(iter(made.feed.values())))
-            sums, count = sums + loss * samples, count + samples
+            sums, count = sums + loss * made.count, count + made.count
             if scores is None or labels is None or not _a_class_per_row(scores, labels):
                 judged = False
             else:
                 hits += int((scores.argmax(1) == labels).sum())
-        return sums / count, hits / count if judged else None
+        mean = sums / count if math.isfinite(sums) else LARGEST
+        return min(mean, LARGEST), hits / count if judged else None
 
     def _stopped(self) -> str:
         patience = self._settings.patience
@@ -226,13 +239,22 @@ class _Loop:
             device=str(student.device),
         )
 
-    def _copy(self) -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in self._stepper.parameters]
+    def _copy(self) -> _State:
+        return _State(
+            [parameter.detach().clone() for parameter in self._stepper.parameters],
+            tuple(quantizer.params for quantizer in self._student.simulation.quantizers()),
+        )
 
-    def _load(self, state: list[Tensor]) -> None:
+    def _load(self, state: _State) -> None:
+        quantizers = self._student.simulation.quantizers()
+        for quantizer, params in zip(quantizers, state.params, strict=True):
+            quantizer.set_params(params)
         with torch.no_grad():
-            for parameter, value in zip(self._stepper.parameters, state, strict=True):
+            for parameter, value in zip(self._stepper.parameters, state.tensors, strict=True):
+                if parameter.shape != value.shape:
+                    raise ValueError(f"a tensor of shape {tuple(value.shape)}")
                 parameter.copy_(value)
+        self._student.project()
 
     def _keep(self, path: Path | None, run: str) -> None:
         """Write a checkpoint."""
@@ -254,9 +276,10 @@ class _Loop:
             frozen=simulation.observed is None,
             observed={places[key]: (seen.lo, seen.hi, seen.batches) for key, seen in observed},
             params=tuple(quantizer.params for quantizer in quantizers),
+            best_params=self._best_state.params,
         )
-        arrays = {f"now:{index}": tensor for index, tensor in enumerate(self._copy())}
-        arrays |= {f"best:{index}": tensor for index, tensor in enumerate(self._best_state)}
+        arrays = {f"now:{index}": tensor for index, tensor in enumerate(self._copy().tensors)}
+        arrays |= {f"best:{i}": tensor for i, tensor in enumerate(self._best_state.tensors)}
         for index, held in self._stepper.optimizer.state_dict()["state"].items():
             arrays |= {f"optimizer:{index}:{k}": torch.as_tensor(v) for k, v in held.items()}
         save_checkpoint(Checkpoint(header, arrays), path)
@@ -268,13 +291,12 @@ class _Loop:
         self._epochs, self._best, self._seconds = list(header.epochs), header.best, header.seconds
         simulation = self._student.simulation
         quantizers = simulation.quantizers()
-        for quantizer, params in zip(quantizers, header.params, strict=True):
-            quantizer.set_params(params)
         seen = {id(quantizers[at]): Observed(*found) for at, found in header.observed.items()}
         simulation.observed = None if header.frozen else seen
-        count = range(len(self._stepper.parameters))
-        self._load([arrays[f"now:{index}"] for index in count])
-        self._best_state = [arrays[f"best:{index}"].to(self._student.device) for index in count]
+        count, device = range(len(self._stepper.parameters)), self._student.device
+        self._load(_State([arrays[f"now:{index}"] for index in count], header.params))
+        best = [arrays[f"best:{index}"].to(device) for index in count]
+        self._best_state = _State(best, header.best_params)
         optimizer = self._stepper.optimizer
         state = optimizer.state_dict()
         for name, tensor in arrays.items():

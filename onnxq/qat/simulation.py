@@ -18,7 +18,14 @@ from onnxq.errors import UsageError
 from onnxq.graph import GraphView
 from onnxq.numerics import choose_qparams
 from onnxq.ops import OPERATORS, Census, stored_in_bodies
-from onnxq.plan import QATSettings, QuantPlan, pair_readers, pair_serves_all
+from onnxq.plan import (
+    BIAS_LIMIT,
+    SMALLEST_PRODUCT,
+    QATSettings,
+    QuantPlan,
+    pair_readers,
+    pair_serves_all,
+)
 from onnxq.qat.evaluator import Reading
 from onnxq.qat.fake_quant import (
     BlockQuantizer,
@@ -41,22 +48,41 @@ OUTPUT: Place = ("", -1)  # of the graph, as Evaluator says it
 
 @dataclass
 class Observed:
-    """The range of one quantizer's tensors, over the batches of the warm-up."""
+    """The range of one quantizer's tensors, over the batches of the warm-up.
+
+    Attributes:
+        lo: Lowest value, or its average.
+        hi: Highest value, or its average.
+        batches: Batches that are counted.
+        ends: Of the batch that is being computed; tensors that share a scale share these.
+    """
 
     lo: float = 0.0
     hi: float = 0.0
     batches: int = 0
+    ends: tuple[float, float] | None = None
 
-    def update(self, lo: float, hi: float, *, average: bool) -> None:
-        """Take one batch in."""
-        if not self.batches:
-            self.lo, self.hi = lo, hi
-        elif average:
-            self.lo = MOMENTUM * self.lo + (1 - MOMENTUM) * lo
-            self.hi = MOMENTUM * self.hi + (1 - MOMENTUM) * hi
-        else:
-            self.lo, self.hi = min(self.lo, lo), max(self.hi, hi)
-        self.batches += 1
+    def see(self, lo: float, hi: float) -> None:
+        """Take one tensor of the batch in."""
+        self.ends = (
+            (lo, hi) if self.ends is None else (min(self.ends[0], lo), max(self.ends[1], hi))
+        )
+
+    def range(self, *, average: bool) -> tuple[float, float]:
+        """The range with the batch that is being computed."""
+        if self.ends is None or not self.batches:
+            return self.ends or (self.lo, self.hi)
+        lo, hi = self.ends
+        if not average:
+            return min(self.lo, lo), max(self.hi, hi)
+        keep = MOMENTUM
+        return keep * self.lo + (1 - keep) * lo, keep * self.hi + (1 - keep) * hi
+
+    def settle(self, *, average: bool) -> None:
+        """Count the batch: it is over."""
+        if self.ends is not None:
+            self.lo, self.hi = self.range(average=average)
+            self.batches, self.ends = self.batches + 1, None
 
 
 @dataclass
@@ -69,8 +95,7 @@ class Simulation:
         constants: Of constant operands, which are not trained, by tensor.
         weights: Of stored weights, by tensor.
         places: Where quantized values are read, by tensor: (node, port), and ``OUTPUT``.
-        biases: Where a bias is stored as int32, and the tensors that its scale is the product of:
-            what the node reads, and its weight.
+        biases: Where a bias is stored as int32: what the node reads, its weight and its bias.
         dynamic: Where activations are quantized as they come.
         settings: What is quantized, and how scales are found.
         target: What the plan is for.
@@ -82,7 +107,7 @@ class Simulation:
     constants: dict[str, TensorQuantizer]
     weights: dict[str, WeightQuantizer | BlockQuantizer]
     places: dict[str, set[Place]]
-    biases: dict[Place, tuple[str, str]]
+    biases: dict[Place, tuple[str, str, str]]
     dynamic: set[Place]
     settings: QATSettings
     target: Target
@@ -121,6 +146,7 @@ class Simulation:
                 f"and '{next(iter(plan.blocks))}' is stored in blocks",
                 "leave it out, or use precision int8 or int8-weights without block_size",
             )
+        target = get_target(plan.target)
         learned, stored = settings.learn_scales, _stored(census, plan)
         activations = _activations(view, plan, learned=learned)
         weights: dict[str, WeightQuantizer | BlockQuantizer] = {
@@ -129,8 +155,11 @@ class Simulation:
         fixed = {}
         for tensor, params in plan.tensors.items():
             if tensor in stored:
-                bits, weight = settings.weight_bits, constants[tensor]
-                weights[tensor] = WeightQuantizer(params, weight, bits, learned=learned)
+                same = params.qtype is target.weight
+                weights[tensor] = WeightQuantizer(
+                    params, constants[tensor], settings.weight_bits, learned=learned,
+                    headroom=target.weight_headroom if same else 1.0,
+                )  # fmt: skip
             elif view.is_constant(tensor):
                 fixed[tensor] = TensorQuantizer(params)
         places = _places(view, plan, activations)
@@ -140,7 +169,6 @@ class Simulation:
             for node in plan.nodes
             if node.precision is Precision.INT8_DYNAMIC and node.op in _DYNAMIC
         }
-        target = get_target(plan.target)
         biases = _biases(view, plan) if target.integer_bias else {}
         return cls(
             plan, activations, fixed, weights, places, biases, dynamic, settings, target, observed
@@ -182,7 +210,7 @@ class Simulation:
             if (node, port) in self.dynamic:
                 return dynamic_quantize(value) if settings.quantize_activations else value
             if (node, port) in self.biases:
-                x, w = self.biases[node, port]
+                x, w, _ = self.biases[node, port]
                 return self._bias(value, x, w, given[w]) if w in given else value
             if (node, port) not in self.places.get(name, ()):
                 return value
@@ -204,7 +232,7 @@ class Simulation:
         if self.observed is not None and torch.is_grad_enabled():
             seen = self.observed.setdefault(id(quantizer), Observed())
             lo, hi = (float(end) for end in torch.aminmax(value.detach()))
-            seen.update(lo, hi, average=self.settings.observer == "moving-average")
+            seen.see(lo, hi)
             quantizer.set_params(self._params(quantizer, seen))
         return quantizer(value)
 
@@ -218,14 +246,43 @@ class Simulation:
         return fake_quantize(bias, scale, torch.zeros_like(scale), *_INT32)
 
     def _params(self, quantizer: TensorQuantizer, seen: Observed) -> QParams:
+        lo, hi = seen.range(average=self.settings.observer == "moving-average")
         return choose_qparams(
-            min(seen.lo, 0.0), max(seen.hi, 0.0), quantizer.params.qtype,
+            min(lo, 0.0), max(hi, 0.0), quantizer.params.qtype,
             symmetric=self.target.symmetric_activations,
         )  # fmt: skip
+
+    def settle(self) -> None:
+        """Count the batch that was computed, where ranges are observed."""
+        for seen in (self.observed or {}).values():
+            seen.settle(average=self.settings.observer == "moving-average")
 
     def freeze(self) -> None:
         """End the warm-up: ranges are no longer observed."""
         self.observed = None
+
+    def project(self, weights: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> None:
+        """Bring scales back to where they may be, after a step of an optimizer.
+
+        Scales behind a Clip stay below its end; those of weights leave room for the biases, which
+        are int32 with the scale of the products.
+
+        Args:
+            weights: The trained constants.
+            constants: All others.
+        """
+        for activation in self.quantizers():
+            activation.project()
+        floors: dict[str, Tensor] = {}
+        for x, w, b in self.biases.values():
+            bias = weights[b] if b in weights else constants[b]
+            room = (bias.detach().abs().reshape(-1) / BIAS_LIMIT).clamp(min=SMALLEST_PRODUCT)
+            floor = room / self.activations[x].scale().detach()
+            floors[w] = torch.maximum(floors[w], floor) if w in floors else floor
+        for w, floor in floors.items():
+            quantizer = self.weights[w]
+            if isinstance(quantizer, WeightQuantizer):
+                quantizer.set_floor(floor)
 
     def planned(self, weights: Mapping[str, Tensor]) -> QuantPlan:
         """The plan with scales as they are now.
@@ -278,7 +335,7 @@ def _ceiling(view: GraphView, plan: QuantPlan, tensor: str) -> float | None:
     return plan.tensors[tensor].scale[0]
 
 
-def _biases(view: GraphView, plan: QuantPlan) -> dict[Place, tuple[str, str]]:
+def _biases(view: GraphView, plan: QuantPlan) -> dict[Place, tuple[str, str, str]]:
     """The biases of nodes that compute on integers with known ranges."""
     found = {}
     for node in view.nodes:
@@ -287,7 +344,7 @@ def _biases(view: GraphView, plan: QuantPlan) -> dict[Place, tuple[str, str]]:
         if port is None or port >= len(node.inputs) or not plan.is_static(node.name):
             continue
         if node.inputs[port]:
-            found[node.name, port] = (node.inputs[0], node.inputs[1])
+            found[node.name, port] = (node.inputs[0], node.inputs[1], node.inputs[port])
     return found
 
 

@@ -58,11 +58,16 @@ class Stepper:
                 f"the loss became {value} in step {done + 1}",
                 "lower learning_rate or clip_norm in the recipe's [qat]",
             )
-        torch.autograd.backward(loss)
+        try:
+            torch.autograd.backward(loss)
+        except torch.OutOfMemoryError as error:
+            raise UnusableError(
+                f"{self._student.device} has not enough memory for a step", "lower batch_size"
+            ) from error
         if self._settings.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.parameters, self._settings.clip_norm)
         self.optimizer.step()
-        self._student.keep_zeros()
+        self._student.project()
         return value
 
     def judge(self, made: Step) -> tuple[float, Tensor | None, Tensor | None]:

@@ -56,6 +56,7 @@ class Student:
         self.weights = {n: self._constants[n].clone().requires_grad_() for n in names}
         self.scales = self.simulation.parameters()
         self._masks = _masks(self.weights) if settings.keep_zeros else {}
+        self.simulation.project(self.weights, self._constants)
         self._first_scales = [q.scale().detach().clone() for q in self.simulation.quantizers()]
 
     def forward(
@@ -86,11 +87,16 @@ class Student:
         """A feed as tensors on the device."""
         return {name: placed(to_tensor(array), self.device) for name, array in feed.items()}
 
-    def keep_zeros(self) -> None:
-        """Set weights to 0 again that were pruned, where these are to stay so."""
+    def project(self) -> None:
+        """Bring weights and scales back to where they may be, after a step of an optimizer.
+
+        Pruned weights are 0 again, where these are to stay so.
+        """
         with torch.no_grad():
             for name, mask in self._masks.items():
                 self.weights[name].mul_(mask)
+        self.simulation.settle()
+        self.simulation.project(self.weights, self._constants)
 
     def drift(self) -> float:
         """The most that a scale of activations has changed: 0.1 is by a tenth."""
@@ -106,12 +112,18 @@ class Student:
             arrays = {}
             for name, weight in self.weights.items():
                 quantizer = self.simulation.weights.get(name)
-                if isinstance(quantizer, WeightQuantizer) and self._settings.quantize_weights:
+                if isinstance(quantizer, WeightQuantizer) and self._always_rounded(name):
                     arrays[name] = quantizer.clipped(weight)
                 else:
                     arrays[name] = weight
             found = {name: array.detach().cpu().numpy() for name, array in arrays.items()}
         return with_constants(self._model, found), plan
+
+    def _always_rounded(self, weight: str) -> bool:
+        """Whether all that read a weight read it rounded."""
+        places = self.simulation.places.get(weight, set())
+        uses = self._model.view().uses(weight)
+        return self._settings.quantize_weights and all((u.node, u.port) in places for u in uses)
 
 
 def _masks(weights: Tensors) -> Tensors:

@@ -49,6 +49,8 @@ def trained_weights(view: GraphView, fixed: frozenset[str]) -> tuple[str, ...]:
         values = view.constant(name)
         if values is None or values.dtype != np.float32 or values.size < 2 or name in fixed:
             continue
+        if name in view.output_names:
+            continue
         uses = view.uses(name)
         nodes = [(view.by_name[use.node], use.port) for use in uses]
         if uses and all(port in TRAINED.get(node.full_op, ()) for node, port in nodes):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from rich import box
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from onnxq.report.checkwords import (
     VERDICTS,
     figure,
+    printable,
     sections,
     sentence,
     title,
@@ -24,25 +24,32 @@ _STYLES = {"passed": "green", "failed": "red", "skipped": "dim"}
 
 
 def check_view(check: Check) -> RenderableType:
-    """Figures beside the baseline's, what changed since, and the verdict."""
+    """Figures beside the baseline's, what changed since, and the verdict.
+
+    Its lines are to be printed with ``soft_wrap``: wrapped, a part of a name could start a line.
+    """
     parts: list[RenderableType] = []
     if check.gates:
         parts.append(_table(check))
         parts += [
-            Text(f"{title(gate)}: {VERDICTS['skipped']}, {gate.note}", style="dim")
+            _line(f"{title(gate)}: {VERDICTS['skipped']}, {gate.note}", "dim")
             for gate in check.gates
             if gate.status == "skipped"
         ]
     for name, lines in sections(check):
-        parts.append(Text.from_markup(f"[bold]{name}[/]"))
-        parts += [Text(f"  {line}") for line in lines]
+        parts.append(_line(name, "bold"))
+        parts += [_line(f"  {line}") for line in lines]
     if check.gates and check.changes.none:
-        parts.append(Text("nothing changed since the baseline"))
-    parts.append(Text(f"plan: {check.plan}"))
-    parts += [Text.from_markup(f"[yellow]note:[/] {escape(note)}") for note in check.notes]
-    parts += [Text(sentence(gate), style="red") for gate in check.gates if gate.status == "failed"]
-    parts.append(Text(verdict(check), style="green" if check.passed else "bold red"))
+        parts.append(_line("nothing changed since the baseline"))
+    parts.append(_line(f"plan: {check.plan}"))
+    parts += [Text.assemble(("note:", "yellow"), _line(f" {note}")) for note in check.notes]
+    parts += [_line(sentence(gate), "red") for gate in check.gates if gate.status == "failed"]
+    parts.append(_line(verdict(check), "green" if check.passed else "bold red"))
     return Group(*parts)
+
+
+def _line(text: str, style: str = "") -> Text:
+    return Text(printable(text), style=style)
 
 
 def _table(check: Check) -> Table:

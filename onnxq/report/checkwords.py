@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from onnxq.report.text import size_text
@@ -19,6 +20,17 @@ _TITLES = {
     "ranges": "ranges",
 }
 VERDICTS = {"passed": "kept", "failed": "worse", "skipped": "not compared"}
+
+
+def printable(text: str) -> str:
+    """Text in one line that no terminal and no CI runner obeys, whatever the names in it hold.
+
+    What is not printable (line breaks, escapes, marks of writing direction) becomes a space or
+    ``?``. Of ``##[``, which GitHub and Azure take for a command anywhere in a line, the signs are
+    parted.
+    """
+    shown = (c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+    return re.sub("#(?=#)", "# ", "".join(shown))
 
 
 def title(gate: CheckGate) -> str:
@@ -128,8 +140,8 @@ def _change_line(change: Change) -> str:
 
 def range_lines(moves: Sequence[RangeMove], most: int = MOST_CHANGES) -> list[str]:
     """The ranges that moved most, as lines."""
-    lines = [
-        f"{m.tensor}: {_ends(m.before)} to {_ends(m.after)}, {m.change:.0%} of its width"
+    lines = [  # quoted: a line that starts with ``::`` is a command to GitHub's runner
+        f"'{m.tensor}': {_ends(m.before)} to {_ends(m.after)}, {m.change:.0%} of its width"
         for m in moves[:most]
     ]
     return [*lines, f"and {len(moves) - most} more"] if len(moves) > most else lines

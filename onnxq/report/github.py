@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxq.report.checkwords import sentence, verdict
+from onnxq.report.checkwords import printable, sentence, verdict
 from onnxq.verify import Check
 
 
@@ -20,8 +20,8 @@ def to_annotations(check: Check) -> str:
 
 
 def _data(text: str) -> str:
-    """Escape a message as the toolkit's ``escapeData`` does."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    """A printable message, escaped as the toolkit's ``escapeData`` does; it has no line breaks."""
+    return printable(text).replace("%", "%25")
 
 
 def _property(text: str) -> str:

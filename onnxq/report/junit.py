@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree as Xml
 
-from onnxq.report.checkwords import sections, sentence
+from onnxq.report.checkwords import printable, sections, sentence
 from onnxq.verify import Check
 
 
@@ -19,17 +19,19 @@ def to_junit(check: Check) -> str:
     told = {name: str(count) for name, count in counts.items()}
     suites = Xml.Element("testsuites", told)
     suite = Xml.SubElement(
-        suites, "testsuite", {"name": f"onnxq check {_text(check.model)}"} | told
+        suites, "testsuite", {"name": f"onnxq check {printable(check.model)}"} | told
     )
     for gate in check.gates:
         case = Xml.SubElement(
-            suite, "testcase", {"classname": f"onnxq.check.{_text(check.model)}", "name": gate.name}
+            suite,
+            "testcase",
+            {"classname": f"onnxq.check.{printable(check.model)}", "name": gate.name},
         )
-        told_of = _text(sentence(gate))
+        told_of = printable(sentence(gate))
         if gate.status == "failed":
-            Xml.SubElement(case, "failure", {"message": told_of}).text = _text(_changes(check))
+            Xml.SubElement(case, "failure", {"message": told_of}).text = _changes(check)
         elif gate.status == "skipped":
-            Xml.SubElement(case, "skipped", {"message": _text(gate.note)})
+            Xml.SubElement(case, "skipped", {"message": printable(gate.note)})
         else:
             Xml.SubElement(case, "system-out").text = told_of
     Xml.indent(suites)
@@ -37,11 +39,5 @@ def to_junit(check: Check) -> str:
 
 
 def _changes(check: Check) -> str:
-    return "\n".join(line for name, lines in sections(check) for line in (f"{name}:", *lines))
-
-
-def _text(text: str) -> str:
-    """Text without the characters that XML has no way to write, which names of nodes may hold."""
-    return "".join(
-        c if c in "\t\n" or (c >= " " and c not in "\ufffe\uffff") else "?" for c in text
-    )
+    told = (line for name, lines in sections(check) for line in (f"{name}:", *lines))
+    return "\n".join(map(printable, told))

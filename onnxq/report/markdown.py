@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from onnxq.report.checkwords import (
     VERDICTS,
     figure,
+    printable,
     sections,
     sentence,
     title,
@@ -38,7 +41,7 @@ def check_markdown(check: Check) -> str:
     if found:
         lines += ["", "<details><summary>What changed since the baseline</summary>", ""]
         for name, changed in found:
-            lines += [f"**{name}**", "", *(f"* {_plain(line)}" for line in changed), ""]
+            lines += [f"**{name}**", "", *(f"* {_code(line)}" for line in changed), ""]
         lines += ["</details>"]
     elif check.gates:
         lines += ["", "Nothing changed since the baseline."]
@@ -46,11 +49,15 @@ def check_markdown(check: Check) -> str:
 
 
 def _code(text: str) -> str:
-    return f"`{text.replace('`', chr(39))}`"
+    """A span of code, in which nothing is a link, a mention or HTML."""
+    return f"`{printable(text).replace('`', chr(39))}`"
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is: names of nodes hold underscores, stars and brackets."""
-    for character in "\\`*_[]<>|#":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
+    """Text that Markdown shows as it is: names of nodes hold underscores, stars and brackets.
+
+    Escapes do not keep GitHub from making mentions, references and links of what is shown: a
+    space of no width does.
+    """
+    text = re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", printable(text))
+    return re.sub(r"(?i)(@|#|:(?=//)|www(?=\.))", "\\1\N{ZERO WIDTH SPACE}", text)

@@ -56,7 +56,7 @@ def peak_memory(
         np.savez(folder / _FEED, **feed)  # type: ignore[arg-type]
         asked = _Asked(provider, threads, list(model.view().output_names))
         (folder / _ASKED).write_bytes(msgspec.json.encode(asked))
-        command = [sys.executable, "-m", "onnxq.runtime.peak", name]
+        command = [sys.executable, "-P", "-m", "onnxq.runtime.peak", name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]

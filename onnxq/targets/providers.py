@@ -12,6 +12,11 @@ from onnxq.types import Precision
 
 # Leaves the choice to a measurement.
 AUTO = "auto"
+# Options that choose among what is there. Others name files or libraries, which may hold code.
+HARMLESS = frozenset({
+    "device_type", "device_id", "precision", "num_of_threads", "num_streams", "trt_fp16_enable",
+    "trt_int8_enable", "cudnn_conv_algo_search", "prefer_nhwc", "disable_metacommands",
+})  # fmt: skip
 
 
 class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,6 +34,19 @@ class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     library: str | None = None
     strict: bool = False
 
+    def __post_init__(self) -> None:
+        # one name of what ONNX Runtime and onnxq call differently
+        for short, facts in PROVIDERS.items():
+            if self.name == facts.runtime_name:
+                msgspec.structs.force_setattr(self, "name", short)
+
+    @property
+    def may_run_code(self) -> str:
+        """What of it may bring code along: the key; empty where nothing does."""
+        if self.library is not None:
+            return "library"
+        return next((f"options.{key}" for key in self.options if key not in HARMLESS), "")
+
     @property
     def is_cpu(self) -> bool:
         """Whether it is ONNX Runtime's own CPU provider, the only one whose kernels are told."""
@@ -38,9 +56,6 @@ class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def runtime_name(self) -> str:
         """ONNX Runtime's name of it; a plugin's own name is that."""
         return PROVIDERS[self.name].runtime_name if self.name in PROVIDERS else self.name
-
-
-CPU = Provider()
 
 
 class ProviderFacts(msgspec.Struct, frozen=True):
@@ -181,6 +196,8 @@ PROVIDERS: dict[str, ProviderFacts] = {
         ),
     )
 }
+
+CPU = Provider()
 
 
 def get_provider(name: str) -> ProviderFacts:

@@ -61,17 +61,18 @@ def graph_facts(source: Model, prepared: Model) -> GraphFacts:
         source: The model as it was exported.
         prepared: The float model that plans are about.
     """
-    view = source.view()
+    view, inner = source.view(), prepared.view()
+    constants = _constant_digests(inner)
     return GraphFacts(
         opset=source.opset,
         producer=f"{source.ir.producer_name or ''} {source.ir.producer_version or ''}".strip(),
         inputs={spec.name: _spec_text(spec) for spec in view.inputs},
         outputs={spec.name: _spec_text(spec) for spec in view.outputs},
-        nodes=tuple(_node_facts(prepared.view(), node) for node in prepared.view().nodes),
+        nodes=tuple(_node_facts(inner, node, constants) for node in inner.nodes),
     )
 
 
-def _node_facts(view: GraphView, node: NodeView) -> NodeFacts:
+def _node_facts(view: GraphView, node: NodeView, constants: Mapping[str, bytes]) -> NodeFacts:
     defaults = attribute_defaults(node.op, node.domain, view.opset)
     said = {name: value for name, value in node.attrs.items() if not _same(value, defaults, name)}
     attributes = {name: _value_text(value) for name, value in said.items()}
@@ -81,7 +82,7 @@ def _node_facts(view: GraphView, node: NodeView) -> NodeFacts:
         node.full_op,
         dict(sorted(attributes.items())),
         tuple(_tensor_text(view, tensor) for tensor in node.outputs if tensor),
-        _weights(view, node),
+        _weights(node, constants),
     )
 
 
@@ -89,15 +90,22 @@ def _same(value: object, defaults: Mapping[str, object], name: str) -> bool:
     return name in defaults and not isinstance(value, np.ndarray) and value == defaults[name]
 
 
-def _weights(view: GraphView, node: NodeView) -> str:
-    digest, found = hashlib.blake2b(digest_size=_DIGEST_BYTES), False
-    for tensor in (*node.inputs, *node.captures):
-        values = view.constant(tensor) if tensor else None
-        if values is not None:
-            digest.update(f"{values.dtype}{values.shape}".encode())
-            digest.update(_bytes(values))
-            found = True
-    return digest.hexdigest() if found else ""
+def _constant_digests(view: GraphView) -> dict[str, bytes]:
+    """Digests of the constants that nodes read: each once, however many read it."""
+    read = {name for node in view.nodes for name in (*node.inputs, *node.captures) if name}
+    values = {name: view.constant(name) for name in read}
+    return {name: _digest(array) for name, array in values.items() if array is not None}
+
+
+def _digest(values: Array) -> bytes:
+    digest = hashlib.blake2b(f"{values.dtype}{values.shape}".encode(), digest_size=_DIGEST_BYTES)
+    digest.update(_bytes(values))
+    return digest.digest()
+
+
+def _weights(node: NodeView, constants: Mapping[str, bytes]) -> str:
+    read = [constants[name] for name in (*node.inputs, *node.captures) if name in constants]
+    return hashlib.blake2b(b"".join(read), digest_size=_DIGEST_BYTES).hexdigest() if read else ""
 
 
 def _bytes(values: Array) -> bytes | memoryview:

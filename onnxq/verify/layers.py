@@ -23,6 +23,8 @@ from onnxq.verify.receipt import MOST_DB, finite_db
 TRIED = 32
 # What the tensors of one pass over the samples, or the weights of several sessions, may take.
 PIECE_BYTES = 256_000_000
+# Tensors of one pass: the layer of each is a session of its own, open all the time.
+PIECE_TENSORS = 256
 _FLOATS = ("float16", "float32", "float64")
 
 
@@ -79,11 +81,9 @@ def compare_layers(
     counted = _Counted(reader, run, passes)
     errors = {tensor: (ErrorSums(), ErrorSums()) for tensor in pair.rows}
     for part in parts:
-        probe = _Probe(pair, part, run)
-        for feed in counted.feeds():
-            for tensor, told in probe.read(feed).items():
-                _add(errors[tensor][0], told.expected, told.found)
-                _add(errors[tensor][1], told.made, told.found)
+        for tensor, told in _read(pair, part, counted, run):
+            _add(errors[tensor][0], told.expected, told.found)
+            _add(errors[tensor][1], told.made, told.found)
     ratios = {tensor: finite_db(whole.sqnr_db) for tensor, (whole, _) in errors.items()}
     new = {t: finite_db(_ratio(whole.signal, part.noise)) for t, (whole, part) in errors.items()}
     tried = sorted((t for t in pair.rows if new[t] < ROUNDING_DB), key=lambda t: new[t])[:TRIED]
@@ -100,6 +100,15 @@ def compare_layers(
             )
         )  # fmt: skip
     return Growth(tuple(layers), output_db, reader.size, pair.unmatched)
+
+
+def _read(
+    pair: _Pair, tensors: Sequence[str], counted: _Counted, run: Run
+) -> Iterator[tuple[str, Told]]:
+    """Read some tensors on all samples; their sessions are gone before the next ones open."""
+    probe = _Probe(pair, tensors, run)
+    for feed in counted.feeds():
+        yield from probe.read(feed).items()
 
 
 def _add(errors: ErrorSums, expected: Array, found: Array) -> None:
@@ -123,6 +132,7 @@ class _Pair:
         other: The other one, with nodes that make floats of the integers that are compared.
         matches: The tensors, by their names in the float model.
         taps: What to read in the other model, by the same names.
+        position: Where each of them stands in their order.
         sources: The nearest of them before each.
         rows: Those that are compared: of floats.
         unmatched: How many more the float model has.
@@ -132,6 +142,7 @@ class _Pair:
     other: Model
     matches: Mapping[str, Match]
     taps: Mapping[str, str]
+    position: Mapping[str, int]
     sources: Mapping[str, tuple[str, ...]]
     rows: tuple[str, ...]
     unmatched: int
@@ -154,9 +165,11 @@ def _paired(
     found = TappedSession(tapped, _names(taps, known), state=run.state).read(first.feed)
     matches = {t: m for t, m in known.items() if expected[t].shape == found[taps[t]].shape}
     rows = tuple(t for t in matches if str(expected[t].dtype) in _FLOATS and expected[t].size)
-    near = {tensor: sources(view, tensor, matches) for tensor in matches}
+    position = {tensor: place for place, tensor in enumerate(matches)}
+    near = {tensor: sources(view, [tensor], position) for tensor in matches}
     lost = [match for match in every.found if match.tensor not in matches]
-    pair = _Pair(reference, tapped, matches, taps, near, rows, every.unmatched + len(lost))
+    unmatched = every.unmatched + len(lost)
+    pair = _Pair(reference, tapped, matches, taps, position, near, rows, unmatched)
     return pair, {t: expected[t].nbytes // first.count for t in rows}
 
 
@@ -191,12 +204,12 @@ def _names(taps: Mapping[str, str], tensors: Mapping[str, object] | Sequence[str
 def _parts(
     tensors: Sequence[str], sizes: Mapping[str, int], batch_size: int
 ) -> Iterator[tuple[str, ...]]:
-    """Cut the tensors into parts that fit into memory; each takes a pass over the samples."""
+    """Cut the tensors into parts that can be read at once; each takes a pass over the samples."""
     part: list[str] = []
     room = PIECE_BYTES
     for tensor in tensors:
         room -= sizes[tensor] * batch_size
-        if room < 0 and part:
+        if part and (room < 0 or len(part) == PIECE_TENSORS):
             yield tuple(part)
             part, room = [], PIECE_BYTES - sizes[tensor] * batch_size
         part.append(tensor)
@@ -251,11 +264,8 @@ class _Probe:
             pair.other, list(dict.fromkeys(taps)), state=run.state, threads=run.threads
         )
         self._layers = {
-            tensor: Session(
-                extract(pair.reference, pair.sources[tensor], [tensor]), threads=run.threads
-            )
-            for tensor in tensors
-            if pair.sources[tensor]
+            tensor: Session(layer, threads=run.threads)
+            for tensor, layer in _float_layers(pair, tensors).items()
         }
         self.expected: Feed = {}
         self.found: Feed = {}
@@ -275,6 +285,20 @@ class _Probe:
                 )[tensor]  # fmt: skip
             told[tensor] = Told(expected, self.found[taps[tensor]], made)
         return told
+
+
+def _float_layers(pair: _Pair, tensors: Sequence[str]) -> dict[str, Model]:
+    """What makes each tensor out of its sources, in the float model.
+
+    To take a part out of a model costs time by all of the model's nodes: one part is taken for all
+    the tensors, and their layers out of that.
+    """
+    made = [tensor for tensor in tensors if pair.sources[tensor]]
+    if not made:
+        return {}
+    near = sources(pair.reference.view(), made, pair.position)
+    part = extract(pair.reference, near, made)
+    return {tensor: extract(part, pair.sources[tensor], [tensor]) for tensor in made}
 
 
 class _Effect:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -136,14 +136,21 @@ def match_tensors(reference: GraphView, other: GraphView) -> Matches:
     return Matches(found, len(inputs) + len(chains) - len(found))
 
 
-def sources(view: GraphView, tensor: str, known: Iterable[str]) -> tuple[str, ...]:
-    """The nearest known tensors that a tensor is computed from, in the order that they are given.
+def sources(
+    view: GraphView, tensors: Iterable[str], position: Mapping[str, int]
+) -> tuple[str, ...]:
+    """The nearest known tensors that some others are computed from, in order.
 
-    Together they determine it: every way from an input leads through one of them, where all inputs
-    are known.
+    Together they determine these: every way from an input leads through one of them, where all
+    inputs are known.
+
+    Args:
+        view: The graph.
+        tensors: What is computed; none of them is among its own sources.
+        position: Where each known tensor stands in the order.
     """
-    ordered = dict.fromkeys(known)
-    seen, stack = {tensor}, [tensor]
+    stack = list(tensors)
+    seen = set(stack)
     found: set[str] = set()
     made: set[str] = set()  # by nodes that are needed for another of their outputs
     while stack:
@@ -152,8 +159,8 @@ def sources(view: GraphView, tensor: str, known: Iterable[str]) -> tuple[str, ..
         for name in (*maker.inputs, *maker.captures) if maker is not None else ():
             if name and name not in seen:
                 seen.add(name)
-                (found.add if name in ordered else stack.append)(name)
-    return tuple(name for name in ordered if name in found - made)
+                (found.add if name in position else stack.append)(name)
+    return tuple(sorted(found - made, key=position.__getitem__))
 
 
 def kind_of(op: str) -> str:

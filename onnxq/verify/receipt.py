@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -29,7 +29,7 @@ class FileFacts(msgspec.Struct, frozen=True):
 
     path: str
     sha256: str
-    bytes: int
+    bytes: Annotated[int, msgspec.Meta(ge=1)]
 
 
 class PreparedFacts(msgspec.Struct, frozen=True):
@@ -90,7 +90,7 @@ class MetricFacts(msgspec.Struct, frozen=True):
     name: str
     source: float
     output: float
-    samples: int
+    samples: Annotated[int, msgspec.Meta(ge=0)]
     judged: str | None = None
     drop_bound: float | None = None
     draws: int = 0
@@ -130,8 +130,8 @@ class LatencyFacts(msgspec.Struct, frozen=True):
     batch: int
     threads: int
     provider: str
-    undisturbed: float | None = None
-    undisturbed_noise: float = 0.0
+    undisturbed: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    undisturbed_noise: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -232,7 +232,7 @@ class Gate(msgspec.Struct, frozen=True):
 class RunFacts(msgspec.Struct, frozen=True):
     """What a run depends on beside model, data and recipe."""
 
-    seed: int
+    seed: Annotated[int, msgspec.Meta(ge=0)]
     prepare: bool
 
 

@@ -128,7 +128,15 @@ def _metric(before: Receipt, after: Receipt) -> _Found:
     if new is None:
         return _Found(old.output, lacks="the baseline has a metric; give --test-data with labels")
     if old.name != new.name:
-        return _Found(skip=f"the baseline's metric is {old.name}, and this one {new.name}")
+        return _Found(
+            old.output, lacks=f"the baseline's metric is {old.name}, and this run's {new.name}"
+        )
+    if old.judged != new.judged:
+        return _Found(
+            old.output,
+            lacks=f"the baseline's metric is of output '{old.judged}', and this run's of "
+            f"'{new.judged}'",
+        )
     notes, bound = [], None
     if new.name == "top1":
         bound, how = _fall(
@@ -156,16 +164,18 @@ def _fall(
 ) -> tuple[float | None, str]:
     """Lower bound of the fall of a share, and what it rests on."""
     (before, samples, answers), (after, samples_now, answers_now) = old, new
+    basis = f"{samples_now} samples, others than the baseline's {samples}"
     if same and samples == samples_now:
         flags, flags_now = from_bitmap(answers, samples), from_bitmap(answers_now, samples)
         if flags is not None and flags_now is not None:
             lost, won = int((flags & ~flags_now).sum()), int((flags_now & ~flags).sum())
             text = f"{lost} lost and {won} won of the same {samples} samples"
             return paired_fall(flags, flags_now), text
+        who = "the baseline" if flags is None else "this run"
+        basis = f"{samples} samples, of which {who} holds no answers"
     if not (samples and samples_now):
         return None, "by the value alone"
-    text = f"{samples_now} samples, others than the baseline's {samples}"
-    return unpaired_fall(before, samples, after, samples_now), text
+    return unpaired_fall(before, samples, after, samples_now), basis
 
 
 def _same_samples(before: Receipt, after: Receipt) -> bool:

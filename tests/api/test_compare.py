@@ -231,3 +231,21 @@ def test_a_fixed_batch_of_the_other(build: Callable[..., Model]) -> None:
     one, two = build(text.format(n="N")), build(text.format(n=2))
     x = np.ones((6, 4), np.float32)
     assert onnxq.compare_models(one, two, x, seconds=0).outputs["y"].sqnr_db == 200
+
+
+@pytest.mark.parametrize("judged", [None, "y"])
+def test_scores_of_another_shape(judged: str | None, build: Callable[..., Model]) -> None:
+    """Transposed scores: labels cannot be held against their rows, but a function may judge."""
+    text = "net (float[N,4] x) => ({}) <float[4,3] w = seeded> {{ {} }}"
+    one = build(text.format("float[N,3] y", "y = MatMul (x, w)"))
+    other = build(text.format("float[3,N] y", "t = MatMul (x, w) y = Transpose (t)"))
+    x, labels = np.ones((5, 4), np.float32), np.zeros(5, np.int64)
+    data = {"x": x, "labels": labels}
+    recipe = Recipe(verify=VerifySettings(output=judged))
+    message = r"output 'y' is \(3, 5\) in .*, and \(5, 3\) in .*; compare forms of one model"
+    with pytest.raises(UsageError, match=message):
+        onnxq.compare_models(one, other, data, recipe=recipe, seconds=0)
+    found = onnxq.compare_models(
+        one, other, data, lambda outputs, labels: outputs["y"].size, recipe=recipe, seconds=0
+    )
+    assert (found.metric.source, found.metric.output) == (15, 15)

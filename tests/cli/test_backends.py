@@ -101,13 +101,14 @@ def test_an_unknown_provider_is_wrong_usage(onnxq: Cli, digits: Path, command: s
 
 def test_options_win_over_the_recipe(recipe_of: Callable[..., dict[str, Any]]) -> None:
     text = Path("digits_cnn.onnxq.toml").read_text()
-    table = '[provider]\nname = "openvino"\noptions = { a = "1", b = "2" }\n'
+    table = '[provider]\nname = "openvino"\noptions = { device_id = "1", precision = "2" }\n'
     Path("digits_cnn.onnxq.toml").write_text(f"{text}\n{table}")
     assert recipe_of()["provider"] == {
-        "name": "openvino", "options": {"a": "1", "b": "2"}, "library": None, "strict": False,
+        "name": "openvino", "options": {"device_id": "1", "precision": "2"},
+        "library": None, "strict": False,
     }  # fmt: skip
-    same = recipe_of("--ep-option", "b=3", "--strict-ep")["provider"]
-    assert (same["options"], same["strict"]) == ({"a": "1", "b": "3"}, True)
+    same = recipe_of("--ep-option", "precision=3", "--strict-ep")["provider"]
+    assert (same["options"], same["strict"]) == ({"device_id": "1", "precision": "3"}, True)
     other = recipe_of("--ep", "cuda", "--ep-option", "device_id=1")["provider"]
     assert (other["name"], other["options"]) == ("cuda", {"device_id": "1"})
     plugin = recipe_of("--ep-library", "my_ep=/a=b.so")["provider"]

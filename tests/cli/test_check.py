@@ -83,6 +83,65 @@ def test_annotations_beside_text(onnxq: Cli, baseline: Path) -> None:
     assert line.startswith(f"::notice file={MODEL},title=onnxq check::no worse")
 
 
+def test_github_obeys_no_line_of_the_view(onnxq: Cli, baseline: Path) -> None:
+    tokens = set()
+    for _ in range(2):
+        first, *view, last, annotation = onnxq("check", MODEL, "--github").out.splitlines()
+        assert first.startswith("::stop-commands::")
+        token = first.removeprefix("::stop-commands::")
+        assert len(token) == 32  # hexadecimal digits: nobody guesses it
+        assert last == f"::{token}::"
+        assert any("no worse than the baseline" in line for line in view)
+        assert annotation.startswith("::notice ")
+        tokens.add(token)
+    assert len(tokens) == 2
+    assert "::stop" not in onnxq("check", MODEL).out
+
+
+def test_hostile_names_stay_in_their_lines(
+    onnxq: Cli, baseline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A terminal of 20 columns: wrapped, the name would start a line."""
+    monkeypatch.setenv("COLUMNS", "20")
+    proto = onnx.load(MODEL)
+    for number, node in enumerate(proto.graph.node):
+        node.name = f"{number} ::stop-commands::tok\n::stop-commands::tok\x1b[31m##[error]"
+    onnx.save(proto, MODEL)
+    lines = onnxq("check", MODEL).out.splitlines()
+    assert any("::stop-commands::tok ::stop-commands::tok?[31m# #[error]" in x for x in lines)
+    assert not any(line.lstrip().startswith("::") for line in lines)
+
+
+@pytest.mark.parametrize("option", ["--junit", "--markdown"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        MODEL, BASELINE, "weights.bin", "digits_cnn.onnxq.toml", "own.toml",
+        "digits_calibration.npz", "digits_test.npz", "../digits/digits_test.npz",
+    ],
+)  # fmt: skip
+def test_reports_replace_nothing_that_is_read(
+    onnxq: Cli, baseline: Path, option: str, file: str
+) -> None:
+    file = file.replace("digits/", f"{baseline.parent.name}/")
+    onnx.save(onnx.load(MODEL), MODEL, save_as_external_data=True, location="weights.bin",
+              size_threshold=0)  # fmt: skip
+    Path("own.toml").write_text('precision = "int8"\n')
+    before = Path(file).read_bytes()
+    options = ["--recipe", "own.toml"] if file == "own.toml" else []
+    run = onnxq("check", MODEL, option, file, *options)
+    assert run.code == 3
+    assert "is one of the files that are read" in run.err
+    assert Path(file).read_bytes() == before
+
+
+def test_two_reports_in_one_file(onnxq: Cli, baseline: Path) -> None:
+    run = onnxq("check", MODEL, "--junit", "out", "--markdown", "./out")
+    assert run.code == 2
+    assert "two outputs have the same name" in run.err
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "code"),
     [
@@ -141,11 +200,11 @@ def test_recipe_target_seed_and_data(onnxq: Cli, baseline: Path) -> None:
     assert receipt.recipe.data.calibration == "digits_calibration.npz"
 
 
-def test_metric_of_ones_own(onnxq: Cli, baseline: Path) -> None:
-    Path("mine.py").write_text("def worst(outputs, labels):\n    return 0.5\n")
+def test_metric_of_ones_own_is_not_the_baselines(onnxq: Cli, baseline: Path) -> None:
+    Path("mine.py").write_text("def worst(outputs, labels):\n    return 1.0\n")
     found = onnxq("check", MODEL, "--metric", "mine.py:worst", "--json").json
     (gate,) = (gate for gate in found["gates"] if gate["name"] == "metric")
-    assert gate["status"] == "skipped"
+    assert gate["status"] == "failed"
     assert "mine.py:worst" in gate["note"]
 
 

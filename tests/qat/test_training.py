@@ -248,6 +248,49 @@ def test_layerwise_training_brings_layers_nearer(digits) -> None:
     assert best.validation_loss < 0.7 * history.epochs[0].validation_loss
 
 
+@pytest.mark.parametrize("learned", [True, False])
+def test_the_best_epoch_is_kept_with_the_ranges_that_it_had(digits, learned) -> None:
+    draft = drafted(digits, Recipe(precision="int8"))
+    wild = QATSettings(
+        epochs=1, batch_size=32, learning_rate=1.0, observer="minmax", warmup=3,
+        learn_scales=learned,
+    )  # fmt: skip
+    student, history = trained(draft, wild, digits)
+    assert history.best == 0
+    _, plan = student.convert()
+    for tensor, params in draft.plan.tensors.items():
+        assert plan.tensors[tensor].zero_point == params.zero_point
+        np.testing.assert_allclose(plan.tensors[tensor].scale, params.scale, rtol=1e-5)
+
+
+def test_a_bias_that_outgrows_its_weights_still_fits(digits) -> None:
+    """A channel that is almost dead: its scale leaves room for the bias that it learns."""
+    draft = drafted(digits, Recipe(precision="int8"))
+    view = draft.prepared.view()
+    weight, bias = view.constant("conv2.weight").copy(), view.constant("conv2.bias").copy()
+    weight[3], bias[3] = 1e-20, 1e-6
+    source = with_constants(draft.source, {"conv2.weight": weight, "conv2.bias": bias})
+    job = onnxq.with_data(
+        onnxq.make_job(None, Recipe(precision="int8")), {"image": digits["image"][:64]}
+    )
+    again = onnxq.draft(source, job)
+    for learned in (True, False):
+        settings = QATSettings(
+            epochs=1, batch_size=32, learning_rate=1e-3, learn_scales=learned, weight_decay=0
+        )
+        student = student_of(again, settings)
+        loss = choose_loss(again.prepared.view(), again.plan, settings, labelled=True)
+        train(student, settings, loss, samples_of(again, digits))
+        with torch.no_grad():
+            student.weights["conv2.bias"][3] = 0.5
+        student.project()
+        model, plan = student.convert()
+        session = Session(rewrite(model, plan))  # which checks the bias
+        image = digits["image"][:100]
+        found = student.simulate({"image": image})["logits"].numpy().argmax(1)
+        assert (found == session.run({"image": image})["logits"].argmax(1)).mean() >= 0.99
+
+
 @pytest.mark.parametrize("observer", ["minmax", "moving-average"])
 def test_ranges_are_observed_in_the_warm_up_and_then_frozen(digits, observer: str) -> None:
     draft = drafted(digits, Recipe(precision="int8"))
@@ -413,6 +456,67 @@ def test_tensors_to_match_are_found_or_the_nearest_is_named(digits) -> None:
     trainer.prepare(MODEL, digits)
     with pytest.raises(UsageError, match="no tensor matches '/Relu_9_output_0'; did you mean"):
         trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels", "told"),
+    [
+        ("cross-entropy", np.arange(597) % 11, "labels go from 0 to 10, and output 'logits' has"),
+        ("auto", np.linspace(0, 1, 597).astype(np.float32), "needs a class for every row.*float32"),
+        ("mse", np.arange(597), "mse needs a number for every value"),
+    ],
+)
+def test_labels_that_do_not_fit_are_told(digits, loss, labels, told) -> None:
+    trainer = onnxq.QATTrainer(Recipe(precision="int8", qat=QATSettings(epochs=1, loss=loss)))
+    trainer.prepare(MODEL, {"image": digits["image"], "labels": labels})
+    with pytest.raises(DataError, match=told):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda o, y: 1.0, "returned float; return a tensor"),
+        (lambda o, y: o["logits"].detach().sum(), "does not depend on the outputs"),
+        (lambda o, y: o["nothing"], "loss 'a:b' failed"),
+    ],
+)
+def test_losses_that_do_not_work_are_told(digits, made, told) -> None:
+    draft = drafted(digits, Recipe(precision="int8"))
+    settings = QATSettings(epochs=1, batch_size=32, loss="a:b")
+    student = student_of(draft, settings)
+    view = draft.prepared.view()
+    loss = choose_loss(view, draft.plan, settings, labelled=True, function=made)
+    with pytest.raises(DataError, match=told):
+        train(student, settings, loss, samples_of(draft, digits))
+
+
+def test_a_function_that_is_none_is_not_something_else(digits) -> None:
+    trainer = onnxq.QATTrainer(Recipe(precision="int8", qat=QATSettings(epochs=1, loss="a b:c")))
+    trainer.prepare(MODEL, digits)
+    with pytest.raises(UsageError, match="'a b:c' names no function"):
+        trainer.train()
+
+
+def test_a_hostile_checkpoint_is_refused(digits, tmp_path) -> None:
+    draft = drafted(digits, INT4)
+    settings = QATSettings(epochs=1, batch_size=32)
+    path = tmp_path / "state.npz"
+    trained(draft, settings, digits, checkpoint=path, run="one")
+    with np.load(path) as arrays:
+        kept = dict(arrays)
+    deep = np.frombuffer(b'{"zzz":' + b"[" * 100_000, np.uint8)
+    bad = [
+        {**kept, "header": deep},
+        {n: a for n, a in kept.items() if n != "now:0"},
+        {**kept, "now:0": np.zeros(3, np.float32)},
+        {**kept, "now:1": np.array(["text"])},
+        {**kept, "optimizer:x": np.zeros(1, np.float32)},
+    ]
+    for arrays in bad:
+        np.savez(path, **arrays)
+        with pytest.raises(OutputError, match=r"no checkpoint that can be gone on from.*delete it"):
+            trained(draft, settings, digits, checkpoint=path, run="one")
 
 
 def test_one_sample_is_too_few(digits) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from xml.etree import ElementTree as Xml
 
 import pytest
@@ -10,11 +11,15 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from onnxq.report import check_markdown, check_view, to_annotations, to_junit
-from onnxq.report.checkwords import change_lines, range_lines, sentence
+from onnxq.report.checkwords import change_lines, printable, range_lines, sentence
 from onnxq.verify import Change, Changes, Check, CheckGate, RangeMove
 
 # Names that break what is not escaped, in each of the forms.
 EVIL = "a&b<c>[red]|`x`_y_\x01\n::error::%0A"
+# Names that a runner, a terminal or GitHub would obey or link.
+ORDERS = (
+    "\n::stop-commands::tok\r::error::x\x1b[31m##[error]\u2028\u202e@octocat www.x.org http://x.org"
+)
 CHECK = Check(
     model="models/a,b:c.onnx",
     baseline="base.json",
@@ -50,7 +55,7 @@ KEPT = replace(
 
 def shown(check: Check, width: int = 110) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(check_view(check))
+    console.print(check_view(check), soft_wrap=True)
     return console.file.getvalue()
 
 
@@ -70,7 +75,7 @@ class TestText:
         assert "added: and 2 more" in text
         assert "weights: of conv0, conv1, conv2, conv3, conv4 and 4 more" in text
         assert "and 3 more" in text
-        assert "t4: 0..1 to 0..2.5, 150% of its width" in text
+        assert "'t4': 0..1 to 0..2.5, 150% of its width" in text
 
     def test_names_are_no_markup(self) -> None:
         assert "[red]" in shown(CHECK)
@@ -82,6 +87,58 @@ class TestText:
 
     def test_first_baseline(self) -> None:
         assert "nothing to compare with" in shown(replace(KEPT, gates=(), updated=True))
+
+
+class TestOrders:
+    """Names are of those who made the model: nobody is to obey them."""
+
+    CHECK = replace(
+        CHECK,
+        gates=tuple(replace(gate, note=gate.note + ORDERS) for gate in CHECK.gates),
+        changes=Changes(
+            graph=(Change("removed", ORDERS, ORDERS), Change("weights", ORDERS)),
+            plan=(Change("precision", ORDERS, ORDERS, ORDERS),),
+            ranges=(RangeMove("::stop-commands::tok::", (0, 1), (0, 2.5), 1.5),),
+            setting=(),
+        ),
+        plan=ORDERS,
+        notes=(ORDERS,),
+    )  # fmt: skip
+
+    def test_printable(self) -> None:
+        assert printable("g\n::x::\x1b[31m\x85\u2028\u202e") == "g ::x::?[31m  ?"
+        assert printable("##[error]###vso[x] #1") == "# #[error]# # #vso[x] #1"
+        assert printable("é ünï 漢字 #[1] ::") == "é ünï 漢字 #[1] ::"
+
+    @pytest.mark.parametrize("width", [5, 20, 110])
+    def test_text_is_no_command(self, width: int) -> None:
+        self.assert_harmless(shown(self.CHECK, width))
+
+    def test_other_forms_are_no_commands(self) -> None:
+        self.assert_harmless(check_markdown(self.CHECK))
+        annotations = to_annotations(self.CHECK).splitlines()
+        assert len(annotations) == 2
+        assert all(line.startswith("::error file=") for line in annotations)
+        self.assert_harmless("\n".join(f"> {line}" for line in annotations))
+
+    @staticmethod
+    def assert_harmless(text: str) -> None:
+        """By the rules of GitHub's runner: ``::`` after spaces, and ``##[`` anywhere."""
+        assert "stop-commands" in text
+        assert "##[" not in text
+        assert not any(line.lstrip().startswith("::") for line in text.splitlines())
+        assert all(c.isprintable() for c in text if c not in "\n\N{ZERO WIDTH SPACE}")
+
+    def test_markdown_links_and_mentions_nothing(self) -> None:
+        """Outside of spans of code, in which GitHub looks for nothing."""
+        text = check_markdown(replace(self.CHECK, plan="&commat;octocat WWW.x.org", model=ORDERS))
+        prose = re.sub(r"`[^`\n]+`", "", text.replace("\\`", ""))
+        assert "octocat" in prose
+        for alive in ("@octocat", "www.", "WWW.", "://"):
+            assert alive not in prose, alive
+        assert r"\&commat;" in prose
+        changed = prose[prose.index("<details>") :]
+        assert not re.search("octocat|x.org|stop", changed)
 
 
 class TestJUnit:
@@ -108,7 +165,7 @@ class TestJUnit:
     def test_any_name_is_xml(self) -> None:
         failure = Xml.fromstring(to_junit(CHECK)).find(".//testcase[@name='coverage']/failure")
         assert failure is not None
-        assert "a&b<c>[red]|`x`_y_?" in (failure.get("message") or "")
+        assert "a&b<c>[red]|`x`_y_? ::error" in (failure.get("message") or "")
 
 
 class TestMarkdown:
@@ -141,7 +198,7 @@ class TestAnnotations:
         assert lines[0].startswith(
             "::error file=models/a%2Cb%3Ac.onnx,title=onnxq check%3A metric::metric: "
         )
-        assert "%0A::error::%250A" in lines[1]  # a name makes no command of its own
+        assert "_y_? ::error::%250A" in lines[1]  # a name makes no command of its own
 
     def test_notice_where_all_is_well(self) -> None:
         (line,) = to_annotations(KEPT).splitlines()

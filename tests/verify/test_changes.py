@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from onnxq.graph import Model
 from onnxq.types import TensorRange
-from onnxq.verify import Change, GraphFacts, NodeFacts, graph_facts
+from onnxq.verify import Change, GraphFacts, NodeFacts, fingerprint, graph_facts
 from onnxq.verify.changes import graph_changes, range_moves
 
 TEXT = """net (float[N,2,8,8] x) => (float[N,2,8,8] y)
@@ -115,3 +115,21 @@ def test_digest_is_of_type_shape_and_values(build: Callable[[str], Model]) -> No
     text = "net ({0}[1] x) => ({0}[1] y) <{0}[1] c = {{{1}}}> {{ [n] y = Add (x, c) }}"
     old, new = text.format("float", "1.0"), text.format("int32", str(0x3F800000))
     assert ("weights", "n") in {(c.kind, c.where) for c in changed(build, old, new)}
+
+
+def test_a_shared_constant_is_digested_once(
+    build: Callable[[str], Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def counted(values: np.ndarray) -> bytes:
+        read.append(values.size)
+        return values.tobytes()
+
+    monkeypatch.setattr(fingerprint, "_bytes", counted)
+    model = build("""net (float[N,2] x) => (float[N,2] y) <float[2] c = {1.0, 2.0}, float o = {3.0}>
+    { [one] a = Add (x, c) [two] b = Add (a, c) [three] d = Add (b, c) [four] y = Add (d, o) }""")
+    nodes = graph_facts(model, model).nodes
+    assert sorted(read) == [1, 2]
+    one, two, three, four = (node.weights for node in nodes)
+    assert one == two == three != four

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from types import SimpleNamespace
+from weakref import WeakSet
 
 import numpy as np
 import pytest
 
-from onnxq.graph import Model, with_constants
+from onnxq.graph import Model, extract, with_constants
+from onnxq.runtime import Session
 from onnxq.verify import Growth, compare_layers
 from onnxq.verify import layers as subject
 from onnxq.verify.match import sources
@@ -172,5 +175,55 @@ def test_sizes_that_depend_on_values(build: Callable[[str], Model]) -> None:
 def test_sources_of_a_half(kept: str, build: Callable[[str], Model]) -> None:
     model = build("""net (float[N,4] x) => (float[N,2] y) <int64[2] n = {2, 2}>
     { a, b = Split <axis = 1> (x, n) y = Add (a, b) }""")
-    assert sources(model.view(), "y", ["x", kept]) == ("x",)
-    assert sources(model.view(), "y", ["x", "a", "b"]) == ("a", "b")
+    assert sources(model.view(), ["y"], {"x": 0, kept: 1}) == ("x",)
+    assert sources(model.view(), ["y"], {"x": 0, "a": 1, "b": 2}) == ("a", "b")
+
+
+def test_work_and_open_sessions_are_bounded(
+    build: Callable[[str], Model], x: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a long chain each part is taken out of the model once, and then closed again."""
+    names = ["x", *(f"t{place}" for place in range(20)), "y"]
+    nodes = " ".join(f"{out} = Sin ({name})" for name, out in pairwise(names))
+    model = build(f"net (float[N,4] x) => (float[N,4] y) {{ {nodes} }}")
+    walked: list[int] = []
+    sessions: WeakSet[Session] = WeakSet()
+    most_open = 0
+
+    def counted_extract(whole: Model, inputs: list[str], outputs: list[str]) -> Model:
+        walked.append(len(whole.view().nodes))
+        return extract(whole, inputs, outputs)
+
+    def counted_session(*given: object, **named: object) -> Session:
+        nonlocal most_open
+        session = Session(*given, **named)
+        sessions.add(session)
+        most_open = max(most_open, len(sessions))
+        return session
+
+    monkeypatch.setattr(subject, "PIECE_TENSORS", 4)
+    monkeypatch.setattr(subject, "extract", counted_extract)
+    monkeypatch.setattr(subject, "Session", counted_session)
+    found = compare_layers(model, model, Samples(x))
+    assert [layer.sqnr_db for layer in found.layers] == [200] * 22
+    assert most_open == 4
+    # 22 tensors in parts of four; the input of the model has no layer
+    assert walked.count(21) == 6
+    assert max(count for count in walked if count != 21) == 4
+
+
+def test_halves_in_other_parts(
+    build: Callable[[str], Model], x: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One half is known, but the node that makes it is needed for the other, which is not."""
+    text = """net (float[N,4] x) => (float[N,2] y)
+    <int64[2] n = {2, 2}, int64[1] p = {0}, int64[1] q = {2}, int64[1] r = {4}, int64[1] i = {1}>
+    { HALVES [sin] c = Sin (a) [y] y = Add (c, b) }"""
+    reference = build(text.replace("HALVES", "[cut] a, b = Split <axis = 1> (x, n)"))
+    sliced = "[a] a = Slice (x, p, q, i) [k] k = Slice (x, q, r, i)"
+    other = build(text.replace("HALVES", sliced).replace("(c, b)", "(c, k)"))
+    whole = compare_layers(reference, other, Samples(x))
+    assert [layer.tensor for layer in whole.layers] == ["x", "a", "c", "y"]
+    monkeypatch.setattr(subject, "PIECE_TENSORS", 2)
+    assert compare_layers(reference, other, Samples(x)) == whole
+    assert {layer.new_db for layer in whole.layers} == {200}

@@ -133,9 +133,31 @@ class TestMetric:
         assert (found.status, found.bound) == ("failed", None)
         assert gate(receipt(measured=own), receipt(measured=own), "metric").status == "passed"
 
-    def test_other_metric_is_not_compared(self, receipt: Callable[..., Receipt]) -> None:
-        own = {"metric": MetricFacts("m:f", 0.9, 0.8, SAMPLES)}
-        assert gate(receipt(), receipt(measured=own), "metric").status == "skipped"
+    @pytest.mark.parametrize(
+        ("other", "told"),
+        [
+            (MetricFacts("m:f", 0.9, 1.0, SAMPLES), "is top1, and this run's m:f"),
+            (replace(metric(0), judged="z"), "is of output 'y', and this run's of 'z'"),
+        ],
+        ids=["name", "output"],
+    )
+    def test_other_metric_fails(
+        self, receipt: Callable[..., Receipt], other: MetricFacts, told: str
+    ) -> None:
+        """The baseline's figure is missing, however good the other one is."""
+        found = gate(receipt(), receipt(measured={"metric": other}), "metric")
+        assert (found.status, found.worse) == ("failed", None)
+        assert told in found.note
+
+    def test_missing_answers_are_told(self, receipt: Callable[..., Receipt]) -> None:
+        without = receipt(measured={"metric": replace(metric(6), hits="")})
+        for before, after, who in (
+            (without, receipt(), "the baseline"),
+            (receipt(), without, "this run"),
+        ):
+            note = gate(before, after, "metric").note
+            assert f"600 samples, of which {who} holds no answers" in note
+            assert "others than" not in note
 
     def test_no_metric_any_more_fails(self, receipt: Callable[..., Receipt]) -> None:
         nothing = receipt(measured={"metric": None})

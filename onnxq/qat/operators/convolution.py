@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from onnxq.graph import NodeView
 from onnxq.qat.operators.registry import operator
-from onnxq.qat.operators.values import asks, unsupported
+from onnxq.qat.operators.values import asks, together, unsupported
 
 Function = Callable[..., Any]
 # By the number of spatial axes.
@@ -136,6 +136,7 @@ def _padded(x: Tensor, begins: Sequence[int], ends: Sequence[int], value: float 
 @operator("Conv")
 def conv(node: NodeView, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolution; x is [batch, channels, ...], weight [outputs, channels / group, ...]."""
+    x, weight = together(x, weight)
     window = _window(node, x.shape[2:], tuple(weight.shape[2:]))
     group = node.attrs.get("group", 1)
     pads: tuple[int, ...] | int = window.begins
@@ -149,6 +150,7 @@ def conv(node: NodeView, x: Tensor, weight: Tensor, bias: Tensor | None = None) 
 @operator("ConvTranspose")
 def conv_transpose(node: NodeView, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Transposed convolution; weight is [channels, outputs / group, ...]."""
+    x, weight = together(x, weight)
     kernel = tuple(weight.shape[2:])
     count = len(kernel)
     if count not in CONV:
