@@ -429,7 +429,7 @@ def with_search(receipt: Receipt, found: Searched, asked: Recipe) -> Receipt:
     latency = measured.latency
     timed = objective_of(asked) == "latency" and _runs_here(asked)
     if timed and latency is not None and not asked.allow_slower:
-        least = 1 - min(max(_SAME_SPEED, latency.noise), _MOST_NOISE)
+        least = round(1 - min(max(_SAME_SPEED, latency.noise), _MOST_NOISE), 3)
         passed = latency.ratio_prepared >= least
         note = "" if passed else "nothing that was tried is faster; --allow-slower takes it so"
         gates += (Gate("not_slower", least, latency.ratio_prepared, passed, note=note),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from onnxq.plan import REFUSALS
@@ -11,13 +12,16 @@ from onnxq.types import Precision
 
 # How many groups of layers are tried.
 _TRIALS = 12
+# Where nobody said what may be lost: the noise that these weights may add to a plan's, which they
+# make smaller and no faster, is as much as it has.
+_DOUBLED_DB = 3.01
 
 
 def with_storage(trials: Trials, assignment: Assignment, name: str) -> Assignment:
     """An assignment whose float layers store int8 weights, as many as the limits allow.
 
     All are tried together first. A group that loses too much is cut in two, so that few layers are
-    left out where few are to blame.
+    left out where few are to blame. Under the usual limits they may double a plan's noise at most.
 
     Args:
         trials: The model, the samples, and what may be lost.
@@ -28,15 +32,22 @@ def with_storage(trials: Trials, assignment: Assignment, name: str) -> Assignmen
         The assignment itself where it is not within the limits, or no weights help.
     """
     floating = [name for name in _storable(trials) if name not in assignment]
-    if assignment and not trials.attempt(name, assignment).within:
-        return assignment
+    least = -math.inf
+    if assignment:
+        plain = trials.attempt(name, assignment)
+        if not plain.within:
+            return assignment
+        if trials.limits.usual and plain.loss.sqnr_db is not None:
+            least = plain.loss.sqnr_db - _DOUBLED_DB
     best, left = assignment, [floating]
     for _ in range(_TRIALS):
         if not any(left):
             break
         group = left.pop(0)
         stored = best | dict.fromkeys(group, Precision.INT8_WEIGHTS)
-        if trials.attempt(name, stored).within:
+        tried = trials.attempt(name, stored)
+        db = tried.loss.sqnr_db
+        if tried.within and (db is None or db >= least):
             best = stored
         elif len(group) > 1:
             left += [group[: len(group) // 2], group[len(group) // 2 :]]

@@ -187,6 +187,20 @@ def test_storage_keeps_the_limits(digits) -> None:
     assert with_storage(none, {}, "stored") == {}
 
 
+def test_storage_doubles_the_noise_at_most_where_nobody_said_what_may_be_lost(digits) -> None:
+    alone = [{n.name: Precision.INT8_WEIGHTS} for n in digits.model.view().nodes
+             if n.op in ("Conv", "Gemm")]  # fmt: skip
+    given = max(alone, key=lambda one: digits.decibels(digits.trials(Limits()), one))
+    found, noise = {}, {}
+    for usual in (False, True):
+        trials = digits.trials(Limits(min_sqnr=20, usual=usual))
+        plain = digits.decibels(trials, given)
+        found[usual] = with_storage(trials, given, "stored")
+        noise[usual] = plain - digits.decibels(trials, found[usual])
+    assert noise[True] <= 3.02 < noise[False]
+    assert given.keys() <= found[True].keys() < found[False].keys()
+
+
 def test_a_plan_outside_the_limits_gets_no_storage(digits) -> None:
     trials = digits.trials(Limits(min_sqnr=150))
     given = {"/conv2/Conv": INT8}
