@@ -22,7 +22,7 @@ _LAUNCH = 2.0
 # Nanoseconds per element that changes sides between float and integers: one kernel converts the
 # type, and around a Conv two more change the layout. A plan that rests on a single price may cross
 # too often or too seldom: cuts are made at several, and what they give is measured.
-PRICES = (0.5, 1.0, 2.0, 4.0)
+PRICES = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 class LayerTimes(msgspec.Struct, frozen=True):

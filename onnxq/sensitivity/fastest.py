@@ -17,7 +17,7 @@ from onnxq.types import Feed, Precision
 # Ratios closer than this are the same speed: the smaller file wins.
 _SAME = 0.02
 # Shares of the seconds that latency may take.
-_PROFILE, _RACE, _FINAL = 0.2, 0.4, 0.6
+_PROFILE, _RACE, _FINAL = 0.3, 0.8, 0.8
 
 
 @dataclass(frozen=True)
