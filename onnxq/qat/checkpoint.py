@@ -23,7 +23,7 @@ from onnxq.qat.history import EpochFacts
 from onnxq.types import Array, QParams
 
 _HEADER = "header"
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Header(msgspec.Struct, frozen=True):

@@ -8,19 +8,23 @@ tensors, and written back by writing these.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from onnxq.errors import ModelError
 from onnxq.graph import GraphView, NodeView
-from onnxq.qat.operators import CONTROL, OPERATORS
+from onnxq.qat.operators import CONTROL, OPERATORS, Operator
 from onnxq.qat.operators.values import to_tensor
 from onnxq.types import Array
 
 Tensors = dict[str, Tensor]
 # What an input of a node becomes before the node reads it: (tensor's name, its value, node, port).
 Reading = Callable[[str, Tensor, str, int], Tensor]
+# Computes a node out of the tensors that are there.
+Call = Callable[[NodeView, Tensors], tuple[Tensor | None, ...]]
 
 
 class Evaluator:
@@ -53,6 +57,7 @@ class Evaluator:
         constants: Mapping[str, Tensor],
         *,
         reading: Reading | None = None,
+        kernels: Mapping[str, Operator] | None = None,
         keep: Collection[str] = (),
         detach: Collection[str] = (),
     ) -> Tensors:
@@ -63,6 +68,8 @@ class Evaluator:
             constants: Constants by name.
             reading: What becomes of an input before a node reads it, and, with port -1 and an
                 empty name for the node, of an output.
+            kernels: What computes nodes instead of their operators, by the nodes' names; from the
+                inputs as they are, whatever becomes of them elsewhere.
             keep: Other tensors that are wanted.
             detach: Tensors whose readers send no gradient further back.
 
@@ -74,7 +81,8 @@ class Evaluator:
         """
         values: Tensors = {**constants, **feed}
         kept: Tensors = {name: values[name] for name in keep if name in values}
-        _compute(self._view, values, self._dropped, reading, kept, frozenset(keep), detach)
+        call = partial(_call, reading=reading, kernels=kernels or {})
+        _compute(self._view, values, self._dropped, call, kept, frozenset(keep), detach)
         outputs = self._view.output_names
         for name in outputs:
             value = kept[name] if name in keep else values[name]
@@ -86,14 +94,14 @@ def _compute(
     view: GraphView,
     values: Tensors,
     dropped: Mapping[str, tuple[str, ...]],
-    reading: Reading | None,
+    call: Call,
     kept: Tensors,
     keep: Collection[str],
     detach: Collection[str],
 ) -> None:
     """Compute every node, in order; what nothing reads any more is forgotten."""
     for node in view.nodes:
-        made = _call(view, node, values, reading)
+        made = call(node, values)
         for name, value in zip(node.outputs, made, strict=False):
             if not name or value is None:
                 continue
@@ -105,16 +113,23 @@ def _compute(
 
 
 def _call(
-    view: GraphView, node: NodeView, values: Tensors, reading: Reading | None
+    node: NodeView,
+    values: Tensors,
+    *,
+    reading: Reading | None = None,
+    kernels: Mapping[str, Operator] = MappingProxyType({}),
 ) -> tuple[Tensor | None, ...]:
+    kernel = kernels.get(node.name)
     inputs: list[Tensor | None] = []
     for port, name in enumerate(node.inputs):
         value = values[name] if name else None
-        if value is not None and reading is not None:
+        if value is not None and reading is not None and kernel is None:
             value = reading(name, value, node.name, port)
         inputs.append(value)
     try:
-        if node.full_op in CONTROL:
+        if kernel is not None:
+            made = kernel(node, *inputs)
+        elif node.full_op in CONTROL:
             run = _body_runner(node, values, reading)
             made = CONTROL[node.full_op](node, run, *inputs)
         else:
@@ -152,7 +167,7 @@ def _body_runner(
         body = bodies[attribute]
         constants = {name: to_tensor(array) for name, array in _constants(body).items()}
         values = {**around, **constants, **feed}
-        _compute(body, values, {}, None, {}, (), ())
+        _compute(body, values, {}, _call, {}, (), ())
         return [values[spec.name] for spec in body.outputs]
 
     return run

@@ -11,6 +11,7 @@ Size Quantization" (2020), equations 3 and 5.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,37 @@ from onnxq.types import QParams, QType, WeightBlocks
 
 # What a runtime takes for a scale: the smallest normal float32.
 TINY = float(torch.finfo(torch.float32).tiny)
+
+
+@dataclass(frozen=True)
+class Integers:
+    """A quantized tensor, as what it counts.
+
+    Attributes:
+        steps: Integers less their zero point, as float32.
+        scale: The value of a step, float32; one, or one per channel.
+        zero_point: The zero point, as float32; of ``scale``'s shape.
+    """
+
+    steps: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+
+def steps_of(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Integers that hold values, less their zero point; as float32, and without gradients.
+
+    Args and shapes are those of ``fake_quantize``.
+    """
+    return clipped_steps((x / scale).round_(), zero_point, qmin, qmax)
+
+
+def clipped_steps(steps: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Clip steps from the zero point to those that integers can hold, in place."""
+    lo, hi = qmin - zero_point, qmax - zero_point
+    if zero_point.numel() == 1:  # with numbers for ends it is several times as fast
+        return steps.clamp_(float(lo), float(hi))
+    return steps.clamp_(lo, hi)
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -38,13 +70,7 @@ class _FakeQuantize(torch.autograd.Function):
         qmin: int,
         qmax: int,
     ) -> Tensor:
-        lo, hi = qmin - zero_point, qmax - zero_point
-        steps = (x / scale).round_()
-        if zero_point.numel() == 1:  # with numbers for ends it is several times as fast
-            steps.clamp_(float(lo), float(hi))
-        else:
-            steps.clamp_(lo, hi)
-        made = steps.mul_(scale)
+        made = steps_of(x, scale, zero_point, qmin, qmax).mul_(scale)
         ctx.save_for_backward(x, scale, zero_point, *([made] if ctx.needs_input_grad[1] else []))
         ctx.ends = qmin, qmax
         return made
@@ -143,11 +169,21 @@ class Grid:
         return self.qmax - zero_point
 
 
+def _along(numbers: Tensor, axis: int | None, x: Tensor) -> Tensor:
+    """Numbers per channel, shaped so that they broadcast against ``x``; one number stays as is."""
+    if axis is None:
+        return numbers
+    shape = [1] * x.ndim
+    shape[axis] = -1
+    return numbers.reshape(shape)
+
+
 class TensorQuantizer:
     """Fake-quantizes one tensor, or tensors that share a scale.
 
-    The scale is fixed, or a parameter: its logarithm is, so that it stays positive and every step
-    of an optimizer changes it by a share of itself.
+    The scale is fixed, or learned. Then the parameter is the logarithm of the factor that it has
+    grown by: the scale stays positive, every step of an optimizer changes it by a share of itself,
+    and before the first step it is the given one to the last bit.
 
     Args:
         params: Scale and zero point to start from; of these the zero point stays.
@@ -161,43 +197,52 @@ class TensorQuantizer:
         self.params, self.learned = params, learned
         self._grid, self._ceiling = Grid(params.qtype), ceiling
         scale = torch.tensor(params.scale, dtype=torch.float32)
-        self._zero_point = torch.tensor(params.zero_point, dtype=torch.float32)
+        self.zero_point = torch.tensor(params.zero_point, dtype=torch.float32)
         self._scale = scale
-        self.log_scale = torch.log(scale).requires_grad_() if learned else None
+        self.log_factor = torch.zeros_like(scale).requires_grad_() if learned else None
 
     def to(self, device: torch.device) -> None:
         """Move to a device."""
-        self._scale, self._zero_point = self._scale.to(device), self._zero_point.to(device)
-        if self.log_scale is not None:
-            self.log_scale = self.log_scale.detach().to(device).requires_grad_()
+        self._scale, self.zero_point = self._scale.to(device), self.zero_point.to(device)
+        if self.log_factor is not None:
+            self.log_factor = self.log_factor.detach().to(device).requires_grad_()
 
     def set_params(self, params: QParams) -> None:
         """Take another scale and zero point, of the same type and axis."""
         device = self._scale.device
         self.params = params
         self._scale = torch.tensor(params.scale, dtype=torch.float32, device=device)
-        self._zero_point = torch.tensor(params.zero_point, dtype=torch.float32, device=device)
-        if self.log_scale is not None:
-            self.log_scale.data.copy_(torch.log(self._scale))
+        self.zero_point = torch.tensor(params.zero_point, dtype=torch.float32, device=device)
+        if self.log_factor is not None:
+            self.log_factor.data.zero_()
 
     def scale(self) -> Tensor:
         """The scale as it is now, one value or one per channel."""
-        return self._scale if self.log_scale is None else torch.exp(self.log_scale)
+        return self._scale if self.log_factor is None else self._scale * self.log_factor.exp()
 
     def project(self) -> None:
         """Bring a learned scale back below its ceiling, after a step of an optimizer."""
-        if self.log_scale is not None and self._ceiling is not None:
+        if self.log_factor is not None and self._ceiling is not None:
             with torch.no_grad():
-                self.log_scale.clamp_(max=math.log(self._ceiling))
+                self.log_factor.clamp_(max=math.log(self._ceiling / self.params.scale[0]))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Fake-quantize values, float32 of any shape."""
-        scale, zero = self.scale(), self._zero_point
-        if self.params.axis is not None:
-            shape = [1] * x.ndim
-            shape[self.params.axis] = -1
-            scale, zero = scale.reshape(shape), zero.reshape(shape)
+        axis = self.params.axis
+        scale, zero = _along(self.scale(), axis, x), _along(self.zero_point, axis, x)
         return fake_quantize(x, scale, zero, self._grid.qmin, self._grid.qmax)
+
+    def integers(self, x: Tensor) -> Integers:
+        """Quantize values, float32 of any shape; without gradients."""
+        axis = self.params.axis
+        scale, zero = _along(self.scale(), axis, x), _along(self.zero_point, axis, x)
+        steps = steps_of(x, scale, zero, self._grid.qmin, self._grid.qmax)
+        return Integers(steps, self.scale(), self.zero_point)
+
+    def rounded(self, steps: Tensor) -> Tensor:
+        """Round steps from the zero point, of one scale for all, and make them values, in place."""
+        qmin, qmax = self._grid.qmin, self._grid.qmax
+        return clipped_steps(steps.round_(), self.zero_point, qmin, qmax).mul_(self.scale())
 
     def result(self) -> QParams:
         """Scale and zero point as they are now."""
@@ -230,26 +275,27 @@ class WeightQuantizer:
         learned: bool = False,
         headroom: float = 1.0,
     ) -> None:
-        self._params, self._grid = params, Grid(params.qtype, bits, headroom)
+        self.params, self._grid = params, Grid(params.qtype, bits, headroom)
         self._others = [n for n in range(weight.ndim) if n != params.axis]
-        self._zero_point = torch.tensor(float(params.zero_point[0]))
+        self.zero_point = torch.tensor(float(params.zero_point[0]))
         self._most = Grid(params.qtype, bits).most(params.zero_point[0]) / headroom
         self._floor = torch.full((len(params.scale),), TINY)
-        self.log_scale: Tensor | None = None
+        self.log_factor: Tensor | None = None
         if learned:
             planned = torch.tensor(params.scale, dtype=torch.float32)
-            start = self._following(weight) if bits else planned
-            self.log_scale = torch.log(start).requires_grad_()
+            self._start = self._following(weight) if bits else planned
+            self.log_factor = torch.zeros_like(self._start).requires_grad_()
 
     def to(self, device: torch.device) -> None:
         """Move to a device."""
-        self._floor, self._zero_point = self._floor.to(device), self._zero_point.to(device)
-        if self.log_scale is not None:
-            self.log_scale = self.log_scale.detach().to(device).requires_grad_()
+        self._floor, self.zero_point = self._floor.to(device), self.zero_point.to(device)
+        if self.log_factor is not None:
+            self._start = self._start.to(device)
+            self.log_factor = self.log_factor.detach().to(device).requires_grad_()
 
     def _largest(self, weight: Tensor) -> Tensor:
         """The largest magnitude, one value or one per channel, always of one axis."""
-        if self._params.axis is None:
+        if self.params.axis is None:
             return weight.abs().amax().reshape(1)
         return weight.abs().amax(self._others) if self._others else weight.abs()
 
@@ -265,41 +311,42 @@ class WeightQuantizer:
         Args:
             floor: float32, of shape (1,) or (channels,).
         """
-        least = floor.amax().reshape(1) if len(self._params.scale) == 1 else floor
-        self._floor = least.clamp(min=TINY).expand(len(self._params.scale))
-        if self.log_scale is not None:
+        least = floor.amax().reshape(1) if len(self.params.scale) == 1 else floor
+        self._floor = least.clamp(min=TINY).expand(len(self.params.scale))
+        if self.log_factor is not None:
             with torch.no_grad():
-                self.log_scale.copy_(torch.maximum(self.log_scale, torch.log(self._floor)))
+                self.log_factor.clamp_(min=torch.log(self._floor / self._start))
 
     def scale(self, weight: Tensor) -> Tensor:
         """The scale for a weight, one value or one per channel."""
-        return self._following(weight) if self.log_scale is None else torch.exp(self.log_scale)
+        if self.log_factor is None:
+            return self._following(weight)
+        return self._start * self.log_factor.exp()
 
     def __call__(self, weight: Tensor) -> Tensor:
         """Fake-quantize a weight."""
+        scale = _along(self.scale(weight), self.params.axis, weight)
+        return fake_quantize(weight, scale, self.zero_point, self._grid.qmin, self._grid.qmax)
+
+    def integers(self, weight: Tensor) -> Integers:
+        """Quantize a weight; without gradients."""
         scale = self.scale(weight)
-        if self._params.axis is not None:
-            shape = [1] * weight.ndim
-            shape[self._params.axis] = -1
-            scale = scale.reshape(shape)
-        return fake_quantize(weight, scale, self._zero_point, self._grid.qmin, self._grid.qmax)
+        along = _along(scale, self.params.axis, weight)
+        steps = steps_of(weight, along, self.zero_point, self._grid.qmin, self._grid.qmax)
+        return Integers(steps, scale, self.zero_point)
 
     def result(self, weight: Tensor) -> QParams:
         """How the weight is stored as it is now."""
         scale = torch.maximum(self.scale(weight).detach(), self._floor).cpu()
         return QParams(
-            self._params.qtype, tuple(scale.tolist()), self._params.zero_point, self._params.axis
+            self.params.qtype, tuple(scale.tolist()), self.params.zero_point, self.params.axis
         )
 
     def clipped(self, weight: Tensor) -> Tensor:
         """The weight within what its integers can hold, so that storing it clips nothing."""
         with torch.no_grad():
-            scale = self.scale(weight)
-            if self._params.axis is not None:
-                shape = [1] * weight.ndim
-                shape[self._params.axis] = -1
-                scale = scale.reshape(shape)
-            zero = self._params.zero_point[0]
+            scale = _along(self.scale(weight), self.params.axis, weight)
+            zero = self.params.zero_point[0]
             return weight.clamp(scale * (self._grid.qmin - zero), scale * (self._grid.qmax - zero))
 
 

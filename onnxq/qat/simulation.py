@@ -2,7 +2,8 @@
 
 A tensor is read through its quantizer by the nodes that read its Q/DQ pair in the rewritten model;
 a stored weight by every node that is not float; a bias as int32. So the float graph computes what
-the rewritten one will, up to the rounding of sums.
+the rewritten one will, up to the rounding of sums. Where no gradients are wanted, sums are those of
+integers: ``integers``.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _FLOATS = (Precision.FLOAT, Precision.FP16)
 _DYNAMIC = ("MatMul", "Gemm")
 # What an average of ranges keeps at each batch.
 MOMENTUM = 0.9
-_INT32 = (QType.INT32.qmin, QType.INT32.qmax)
+INT32 = (QType.INT32.qmin, QType.INT32.qmax)
 Place = tuple[str, int]
 OUTPUT: Place = ("", -1)  # of the graph, as Evaluator says it
 
@@ -179,7 +180,7 @@ class Simulation:
         return list({id(q): q for q in self.activations.values()}.values())
 
     def parameters(self) -> dict[str, Tensor]:
-        """Logarithms of the scales that are learned, by the first tensor that each serves."""
+        """Logarithms of the growth of learned scales, by the first tensor that each serves."""
         found: dict[str, Tensor] = {}
         seen: set[int] = set()
         learned = (
@@ -187,7 +188,7 @@ class Simulation:
             *(self.weights.items() if self.settings.quantize_weights else ()),
         )
         for tensor, quantizer in learned:
-            scale = getattr(quantizer, "log_scale", None)
+            scale = getattr(quantizer, "log_factor", None)
             if scale is not None and id(quantizer) not in seen:
                 seen.add(id(quantizer))
                 found[tensor] = scale
@@ -199,6 +200,13 @@ class Simulation:
         for quantizer in moved:
             if not isinstance(quantizer, BlockQuantizer):
                 quantizer.to(device)
+
+    def quantizer(self, tensor: str, place: Place) -> TensorQuantizer | WeightQuantizer | None:
+        """What a tensor is read through, where it has one scale or one per channel."""
+        if place not in self.places.get(tensor, ()):
+            return None
+        found = (self.weights | self.constants | self.activations)[tensor]
+        return None if isinstance(found, BlockQuantizer) else found
 
     def reading(self) -> Reading:
         """What nodes read, for one pass: every tensor is quantized once."""
@@ -243,7 +251,7 @@ class Simulation:
             return bias
         assert isinstance(quantizer, WeightQuantizer)
         scale = self.activations[x].scale().detach() * quantizer.scale(weight).detach()
-        return fake_quantize(bias, scale, torch.zeros_like(scale), *_INT32)
+        return fake_quantize(bias, scale, torch.zeros_like(scale), *INT32)
 
     def _params(self, quantizer: TensorQuantizer, seen: Observed) -> QParams:
         lo, hi = seen.range(average=self.settings.observer == "moving-average")

@@ -26,7 +26,7 @@ class Stepper:
         steps: Steps of the whole training, for the schedule.
 
     Attributes:
-        parameters: All that is trained: weights, then logarithms of scales.
+        parameters: All that is trained: weights, then logarithms of the growth of scales.
         optimizer: Its state belongs to a checkpoint.
     """
 

@@ -11,6 +11,7 @@ from onnxq.ops import Census
 from onnxq.plan import QATSettings, QuantPlan
 from onnxq.qat.evaluator import Evaluator, Tensors, placed
 from onnxq.qat.fake_quant import WeightQuantizer
+from onnxq.qat.integers import integer_kernels
 from onnxq.qat.operators.values import to_tensor
 from onnxq.qat.simulation import Simulation
 from onnxq.qat.weights import trained_weights
@@ -29,7 +30,7 @@ class Student:
 
     Attributes:
         weights: The constants that are trained, by name.
-        scales: Logarithms of the scales that are trained, by tensor.
+        scales: Logarithms of the growth of the scales that are trained, by tensor.
         simulation: The quantizers.
         device: Where it computes.
 
@@ -51,6 +52,7 @@ class Student:
         given = self._evaluator.constants()
         self.simulation = Simulation.of(model.view(), census, plan, given, settings)
         self.simulation.to(self.device)
+        self._kernels = integer_kernels(model.view(), self.simulation)
         names = trained_weights(model.view(), frozenset(self.simulation.constants))
         self._constants = {n: placed(t, self.device) for n, t in given.items()}
         self.weights = {n: self._constants[n].clone().requires_grad_() for n in names}
@@ -64,14 +66,21 @@ class Student:
     ) -> Tensors:
         """The outputs, and inner tensors to keep, with quantization simulated.
 
+        Without gradients to find, quantized nodes compute on integers, as the int8 model does.
+
         Args:
             feed: Inputs by name.
             keep: Inner tensors that are wanted too.
             detach: Tensors whose readers send no gradient further back.
         """
-        constants = {**self._constants, **self.weights}
-        reading = self.simulation.reading()
-        return self._evaluator.run(feed, constants, reading=reading, keep=keep, detach=detach)
+        return self._evaluator.run(
+            feed,
+            {**self._constants, **self.weights},
+            reading=self.simulation.reading(),
+            kernels={} if torch.is_grad_enabled() else self._kernels,
+            keep=keep,
+            detach=detach,
+        )
 
     def teach(self, feed: Tensors, keep: tuple[str, ...] = ()) -> Tensors:
         """What the float model computes, without gradients."""

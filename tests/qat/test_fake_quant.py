@@ -83,7 +83,7 @@ def test_no_scale_falls_below_its_floor(learned):
     quantizer = fq.WeightQuantizer(params, weight, learned=learned)
     if learned:
         with torch.no_grad():
-            quantizer.log_scale -= 5
+            quantizer.log_factor -= 5
     quantizer.set_floor(torch.tensor([1e-3, 1e-6]))
     scale = quantizer.result(weight).scale
     assert scale[0] == pytest.approx(1e-3, rel=1e-5)
@@ -187,7 +187,7 @@ def test_a_learned_scale_moves_to_where_the_error_is_least():
         for s in np.linspace(0.1, 1.0, 91)
     )
     quantizer = fq.TensorQuantizer(QParams(QType.INT4, (1.0,), (0,)), learned=True)
-    optimizer = torch.optim.Adam([quantizer.log_scale], lr=0.05)
+    optimizer = torch.optim.Adam([quantizer.log_factor], lr=0.05)
     for _ in range(200):
         optimizer.zero_grad()
         ((quantizer(x) - x) ** 2).mean().backward()
@@ -199,13 +199,13 @@ def test_a_learned_scale_moves_to_where_the_error_is_least():
 def test_a_ceiling_holds_a_learned_scale():
     quantizer = fq.TensorQuantizer(QParams(QType.UINT8, (0.02,), (0,)), learned=True, ceiling=0.02)
     with torch.no_grad():
-        quantizer.log_scale += 1.0
+        quantizer.log_factor += 1.0
     quantizer.project()
     assert quantizer.result().scale[0] == pytest.approx(0.02, rel=1e-6)
     # and it is held, not stuck: what wants it smaller moves it
     x = tensor(RNG.uniform(0, 1, 500))
     ((quantizer(x) - x) ** 2).mean().backward()
-    assert float(quantizer.log_scale.grad) != 0
+    assert float(quantizer.log_factor.grad) != 0
 
 
 def test_dynamic_values_are_those_of_the_operator():

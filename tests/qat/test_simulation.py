@@ -13,7 +13,6 @@ from msgspec.structs import replace as with_fields
 
 import onnxq
 from onnxq.graph import Editor, Model
-from onnxq.numerics import dequantize
 from onnxq.rewrite import rewrite
 from onnxq.rewrite.qdq import to_qdq
 from onnxq.runtime import Session
@@ -88,38 +87,28 @@ def test_answers_are_those_of_the_rewritten_model(name: str, precision: str) -> 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_tensor_is_within_one_step_of_the_rewritten_model(name: str) -> None:
-    """Every layer gets what ONNX Runtime computed, and makes the same integers, give or take one.
+    """Through the whole network: the simulation gets the inputs, and nothing else.
 
-    A sum may round otherwise in float32 than in integers, and a step that differs at the beginning
-    grows on its way through a network: so each layer is compared on its own.
+    What int8 kernels compute is the same to the bit. Float layers between them sum in another
+    order, so that a value beside the middle of two steps may tip.
     """
     draft = drafted(name, "int8")
     student = student_of(draft)
-    feed = next(feeds(draft, 50))
     model, integers = with_integers(draft, tuple(student.simulation.activations))
-    made = Session(model).run(feed)
-    exact = {
-        tensor: torch.from_numpy(dequantize(made[output], draft.plan.tensors[tensor]))
-        for tensor, output in integers.items()
-    }
-    simulated = student.simulation.reading()
-
-    def reading(name: str, value: torch.Tensor, node: str, port: int) -> torch.Tensor:
-        quantized = (node, port) in student.simulation.places.get(name, ())
-        return exact[name] if quantized and name in exact else simulated(name, value, node, port)
-
-    evaluator = Evaluator(draft.prepared.view())
-    tensors = {n: torch.from_numpy(a) for n, a in feed.items()}
-    found = evaluator.run(tensors, evaluator.constants(), reading=reading, keep=tuple(integers))
     assert integers
-    for tensor, output in integers.items():
-        params = draft.plan.tensors[tensor]
-        value = student.simulation.activations[tensor](found[tensor])
-        steps = np.rint(value.detach().numpy() / np.float32(params.scale[0])) + params.zero_point[0]
-        apart = np.abs(steps - made[output].astype(np.float64))
-        assert apart.max() <= 1, tensor
-        # most are equal: else a test of one step would say little
-        assert (apart > 0).mean() < 0.05, tensor
+    session, tipped, count = Session(model), 0, 0
+    for feed in feeds(draft, 200):
+        made = session.run(feed)
+        with torch.no_grad():
+            found = student.forward(student.tensors(feed), keep=tuple(integers))
+        for tensor, output in integers.items():
+            steps = student.simulation.activations[tensor].integers(found[tensor]).steps.detach()
+            whole = steps.numpy() + draft.plan.tensors[tensor].zero_point[0]
+            apart = np.abs(whole - made[output].astype(np.float64))
+            assert apart.max() <= 1, tensor
+            tipped, count = tipped + np.count_nonzero(apart), count + apart.size
+    # seen: 4e-5 behind the GRU, else none; sums of float32 values tip 1e-3 and more in most models
+    assert tipped <= 1e-4 * count
 
 
 def with_integers(draft: onnxq.Draft, tensors: tuple[str, ...]) -> tuple[Model, dict[str, str]]:
