@@ -77,7 +77,7 @@ class Assertions:
             AssertionError: A budget is missed.
             OnnxqError: See ``onnxq.errors`` for the tree.
 
-        Example:
+        Examples:
             >>> def test_export(onnxq):  # doctest: +SKIP
             ...     onnxq.assert_quantizes("model.onnx", data="samples.npz", max_drop=0.005)
         """

@@ -8,20 +8,27 @@ from typing import Any
 
 import msgspec
 
+from onnxq.calibrate import calibration
+from onnxq.plan import QuantPlan, recipe_schema
 from onnxq.sensitivity import SensitivityReport
 from onnxq.verify import receipt_schema
 
 FOLDER = Path(__file__).parents[1] / "docs"
-RECEIPT, SENSITIVITY = "receipt.schema.json", "sensitivity.schema.json"
+RECEIPT = "receipt.schema.json"
+SCHEMAS = {
+    "recipe.schema.json": lambda: ("onnxq recipe", recipe_schema()),
+    "plan.schema.json": lambda: ("onnxq plan", msgspec.json.schema(QuantPlan)),
+    "ranges.schema.json": lambda: ("onnxq ranges", _ranges_schema()),
+    RECEIPT: lambda: ("onnxq receipt", receipt_schema()),
+    "sensitivity.schema.json": lambda: (
+        "onnxq sensitivity report",
+        msgspec.json.schema(SensitivityReport),
+    ),
+}
 
 
 def text(name: str = RECEIPT) -> str:
-    if name == RECEIPT:
-        return _text("onnxq receipt", receipt_schema())
-    return _text("onnxq sensitivity report", msgspec.json.schema(SensitivityReport))
-
-
-def _text(title: str, content: dict[str, Any]) -> str:
+    title, content = SCHEMAS[name]()
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": title,
@@ -33,6 +40,13 @@ def _text(title: str, content: dict[str, Any]) -> str:
     return json.dumps(schema, indent=2) + "\n"
 
 
+def _ranges_schema() -> dict[str, Any]:
+    """The file's structure is private, since nothing but ``decode`` may read it back."""
+    structure = calibration._Saved
+    schema = json.dumps(msgspec.json.schema(structure))
+    return json.loads(schema.replace(structure.__name__, "RangesFile"))
+
+
 if __name__ == "__main__":
-    for name in (RECEIPT, SENSITIVITY):
+    for name in SCHEMAS:
         (FOLDER / name).write_text(text(name), encoding="utf-8")

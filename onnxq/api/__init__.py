@@ -20,6 +20,7 @@ from onnxq.api.job import (
     with_observer,
     with_test_data,
 )
+from onnxq.api.layers import layer_figures
 from onnxq.api.pipeline import Result, planned, quantize, receipt_path, run
 from onnxq.api.plans import PlanSearch, search_plan
 from onnxq.api.qat import QATTrainer, Trained, checkpoint_path, train_model
@@ -34,6 +35,7 @@ from onnxq.api.ranges import (
 from onnxq.api.replay import load_receipt, replay
 from onnxq.api.sensitivity import Analysis, analyze_sensitivity, known_precision, run_sensitivity
 from onnxq.api.stages import Draft, draft, usual_precision
+from onnxq.api.starter import starter_recipe
 from onnxq.graph import load, save
 from onnxq.plan import load_preset
 
@@ -67,6 +69,7 @@ __all__ = [
     "draft",
     "known_backends",
     "known_precision",
+    "layer_figures",
     "load",
     "load_preset",
     "load_ranges",
@@ -86,6 +89,7 @@ __all__ = [
     "save_ranges",
     "search_plan",
     "select_backend",
+    "starter_recipe",
     "train_model",
     "usual_precision",
     "with_data",

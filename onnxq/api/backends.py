@@ -58,7 +58,7 @@ def available_backends(plugins: Iterable[Provider] = ()) -> tuple[Backend, ...]:
     Args:
         plugins: Providers with a library of their own, which is loaded.
 
-    Example:
+    Examples:
         >>> [backend.name for backend in onnxq.available_backends()]  # doctest: +SKIP
         ['openvino', 'cpu']
     """

@@ -73,7 +73,7 @@ def bench_models(
     Raises:
         OnnxqError: See ``onnxq.errors`` for the tree.
 
-    Example:
+    Examples:
         >>> found = onnxq.bench_models(["m.onnx", "m.int8.onnx"])  # doctest: +SKIP
         >>> found.runs[0].models[1].speed  # doctest: +SKIP
         2.31
@@ -99,7 +99,7 @@ def bench_models(
     nodes: tuple[NodeTime, ...] = ()
     conversions: tuple[float, ...] = ()
     if per_layer:
-        nodes, conversions = _nodes(loaded, feeds[0][0], settings[0][1], seconds)
+        nodes, conversions = node_times(loaded, feeds[0][0], settings[0][1], seconds)
     used = here[0] if len(here) == 1 else CPU
     return BenchReport(tuple(runs), data is None, nodes, conversions, environment(used))
 
@@ -183,9 +183,20 @@ def _peak(entrant: _Entrant, feed: Feed, threads: int) -> int | None:
     return peak_memory(entrant.model, feed, provider=entrant.provider, threads=threads)
 
 
-def _nodes(
+def node_times(
     models: Sequence[Model], feed: Feed, threads: int, seconds: float
 ) -> tuple[tuple[NodeTime, ...], tuple[float, ...]]:
+    """Times of the nodes of forms of one model, and microseconds in mere conversions, by model.
+
+    Args:
+        models: The forms; nodes are those of the first one, in the order of its graph.
+        feed: What all of them are fed.
+        threads: Threads inside an operator.
+        seconds: About how long to measure all of them.
+
+    Raises:
+        RuntimeFailure: A model cannot be loaded, or fails on the feed.
+    """
     named = [name_nodes(model) for model in models]
     source = named[0].view()
     profiles = profile_models(named, source, feed, threads=threads, seconds=seconds)

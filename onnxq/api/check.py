@@ -21,9 +21,9 @@ from onnxq.api.job import (
 from onnxq.api.pipeline import apply_plan, made_by, make_receipt, metric_of, read_files
 from onnxq.api.replay import load_receipt
 from onnxq.api.stages import Draft, draft, usual_precision
-from onnxq.data import Data
+from onnxq.data import Data, check_output
 from onnxq.errors import UsageError
-from onnxq.graph import SMALL_TYPES_OPSET, Model, check_writable, files_of, load, write_bytes
+from onnxq.graph import SMALL_TYPES_OPSET, Model, files_of, load, write_bytes
 from onnxq.plan import (
     CheckSettings,
     Choice,
@@ -106,7 +106,7 @@ def check_model(
     Raises:
         OnnxqError: See ``onnxq.errors`` for the tree.
 
-    Example:
+    Examples:
         >>> onnxq.check_model("model.onnx").check.passed  # doctest: +SKIP
         True
     """
@@ -174,10 +174,10 @@ def run_check(
     job = settled(job, source)
     before = _known(baseline, update=update)
     if update:
-        check_writable(baseline, [*files_of(source), *read_files(job)], force=True)
+        check_output(baseline, [*files_of(source), *read_files(job)], force=True)
     plan, after = _measured(source, job, before, search=search, update=update)
     gates = regressions(before, after, job.recipe.check) if before is not None else ()
-    changes = changes_of(before, after) if before is not None else Changes((), (), (), ())
+    changes = changes_of(before, after) if before is not None else Changes()
     if update:
         write_bytes(after.to_json(), baseline)
     check = Check(

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace as with_fields
 
+from onnxq.api.backends import settled
 from onnxq.api.job import Job, Progress, make_job, with_metric, with_test_data
 from onnxq.api.replay import load_receipt
 from onnxq.api.stages import draw, open_reader
@@ -28,8 +29,10 @@ from onnxq.graph import (
 from onnxq.numerics import ErrorSums
 from onnxq.plan import QuantPlan, Recipe
 from onnxq.runtime import Session, StateLoop, environment, measure_models
+from onnxq.targets import Provider
 from onnxq.types import Feed, TensorSpec
 from onnxq.verify import (
+    Changes,
     Comparison,
     FileFacts,
     Growth,
@@ -37,12 +40,12 @@ from onnxq.verify import (
     MetricChoice,
     ModelComparison,
     Receipt,
-    ReceiptDiff,
     Run,
     Speed,
+    changes_of,
     compare_layers,
-    diff,
     load_metric,
+    placement_notes,
     scores_outputs,
 )
 
@@ -78,6 +81,7 @@ def compare_models(
     seconds: float = 5.0,
     layers: bool = True,
     seed: int = 0,
+    provider: Provider | None = None,
     progress: Progress | None = None,
 ) -> ModelComparison:
     """Compare a model with another form of it, whichever tool made that.
@@ -94,19 +98,22 @@ def compare_models(
         seconds: About how long to measure latency; 0 leaves it out.
         layers: Whether to tell where the error enters and how it grows.
         seed: Draws the samples.
+        provider: Where both models run; the recipe's if None.
         progress: Called with (stage, done, total).
 
     Raises:
         UsageError: The models do not read the same inputs, or do not make the same outputs.
         OnnxqError: See ``onnxq.errors`` for the tree.
 
-    Example:
+    Examples:
         >>> found = onnxq.compare_models("m.onnx", "m.int8.onnx", "samples.npz")  # doctest: +SKIP
         >>> found.growth.worst.node, found.growth.worst.new_db  # doctest: +SKIP
         ('/features/conv3/Conv', 14.2)
     """
     path = reference.path if isinstance(reference, Model) else Path(reference)
     job = replace(make_job(path, recipe), seed=seed, progress=progress)
+    if provider is not None:
+        job = replace(job, recipe=with_fields(job.recipe, provider=provider))
     job = with_test_data(job, data) if data is not None else job
     choice = None
     if isinstance(metric, str):
@@ -125,6 +132,7 @@ def run_comparison(
         OnnxqError: See ``onnxq.errors`` for the tree.
     """
     first, second = (m if isinstance(m, Model) else load(m) for m in (reference, other))
+    job = settled(job, first)
     recipe, named = job.recipe, job.metric_from
     metric = wanted.metric or load_metric(
         recipe.verify.metric, allow_code=named.allow_code, base=named.base
@@ -152,14 +160,14 @@ def run_comparison(
         metric=judged.judging.facts(judged.comparison.samples),
         speed=speed,
         growth=growth,
-        environment=environment(),
+        environment=environment(recipe.provider),
         notes=notes,
     )
 
 
 def diff_receipts(
     before: str | Path | Receipt | QuantPlan, after: str | Path | Receipt | QuantPlan
-) -> ReceiptDiff:
+) -> Changes:
     """What changed from one receipt to another.
 
     Args:
@@ -169,7 +177,7 @@ def diff_receipts(
     Raises:
         UnusableError: A file cannot be read, or holds something else.
     """
-    return diff(*(_plan_or_receipt(one) for one in (before, after)))
+    return changes_of(_plan_or_receipt(before), _plan_or_receipt(after))
 
 
 def _plan_or_receipt(given: str | Path | Receipt | QuantPlan) -> Receipt | QuantPlan:
@@ -188,9 +196,10 @@ def _shared_inputs(first: Model, second: Model) -> tuple[TensorSpec, ...]:
         UsageError: They read different things.
     """
     ones, others = ({s.name: s for s in model.view().inputs} for model in (first, second))
+    one_name, other_name = _names(first, second)
     if set(ones) != set(others):
         raise UsageError(
-            f"'{_name(second)}' reads {', '.join(sorted(others))}, and '{_name(first)}' reads "
+            f"{other_name} reads {', '.join(sorted(others))}, and {one_name} reads "
             f"{', '.join(sorted(ones))}",
             "compare forms of one model",
         )
@@ -199,8 +208,8 @@ def _shared_inputs(first: Model, second: Model) -> tuple[TensorSpec, ...]:
         shapes = one.shape, others[name].shape
         if one.dtype != others[name].dtype or not _compatible(*shapes):
             raise UsageError(
-                f"input '{name}' is {_kind(others[name])} in '{_name(second)}', and {_kind(one)} "
-                f"in '{_name(first)}'",
+                f"input '{name}' is {_kind(others[name])} in {other_name}, and {_kind(one)} in "
+                f"{one_name}",
                 "compare forms of one model",
             )
         known = zip(*shapes, strict=True) if None not in shapes else ()  # type: ignore[arg-type]
@@ -234,10 +243,10 @@ def _reader(job: Job, inputs: tuple[TensorSpec, ...]) -> Reader:
 
 
 class _Judged:
-    """What both models made of all samples."""
+    """What both models made of all samples, and what a reader must know of their sessions."""
 
-    def __init__(self, judging: Judging) -> None:
-        self.comparison, self.judging = Comparison(), judging
+    def __init__(self, judging: Judging, notes: tuple[str, ...]) -> None:
+        self.comparison, self.judging, self._notes = Comparison(), judging, notes
         self._errors: dict[str, ErrorSums] = {}
         self.feed: Feed = {}
 
@@ -255,22 +264,34 @@ class _Judged:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return self.judging.notes + self.comparison.notes()
+        return self._notes + self.judging.notes + self.comparison.notes()
 
 
 def _judge(first: Model, second: Model, reader: Reader, job: Job, metric: MetricChoice) -> _Judged:
     recipe, models = job.recipe, (first, second)
-    sessions = [Session(model, threads=recipe.verify.threads) for model in models]
+    provider, threads = recipe.provider, recipe.verify.threads
+    sessions = [Session(model, provider=provider, threads=threads) for model in models]
     wanted = [spec.name for spec in sessions[0].outputs]
+    one_name, other_name = _names(first, second)
     if missing := [name for name in wanted if name not in second.view().output_names]:
         raise UsageError(
-            f"'{_name(second)}' has no output '{missing[0]}', which '{_name(first)}' has",
+            f"{other_name} has no output '{missing[0]}', which {one_name} has",
             "compare forms of one model",
         )
     views = [model.view() for model in models]
     loops = [StateLoop(recipe.data.state, view.inputs, view.output_names) for view in views]
     judging = Judging(metric, recipe.verify.output)
-    judged = _Judged(judging)
+    notes: tuple[str, ...] = ()
+    if not provider.is_cpu:
+        notes = (f"both models ran on {provider.name}",)
+    names = ("the first model", "the second model")
+    notes += placement_notes(dict(zip(names, sessions, strict=True)), provider)
+    notes += tuple(
+        f"output '{spec.name}' is not compared: the second model alone has it"
+        for spec in sessions[1].outputs
+        if spec.name not in wanted
+    )
+    judged = _Judged(judging, notes)
     for batch in reader.batches(1 if recipe.data.state else recipe.data.batch_size):
         feeds = [loop.complete(batch.feed) for loop in loops]
         expected, found = (session.run(feed) for session, feed in zip(sessions, feeds, strict=True))
@@ -297,11 +318,12 @@ def _require_same_shapes(
     Raises:
         UsageError: An output has another shape in the second model.
     """
+    one_name, other_name = _names(first, second)
     for name in names:
         if name in expected and found[name].shape != expected[name].shape:
             raise UsageError(
-                f"output '{name}' is {found[name].shape} in '{_name(second)}', and "
-                f"{expected[name].shape} in '{_name(first)}'",
+                f"output '{name}' is {found[name].shape} in {other_name}, and "
+                f"{expected[name].shape} in {one_name}",
                 "compare forms of one model",
             )
 
@@ -309,7 +331,9 @@ def _require_same_shapes(
 def _speed(models: tuple[Model, Model], feed: Feed, job: Job, seconds: float) -> Speed:
     threads = job.recipe.verify.threads
     shown = partial(job.progress, "latency") if job.progress is not None else None
-    found = measure_models(models, feed, threads=threads, seconds=seconds, progress=shown)
+    found = measure_models(
+        models, feed, provider=job.recipe.provider, threads=threads, seconds=seconds, progress=shown
+    )
     first = next(iter(feed.values()), np.zeros(1))
     return Speed(
         found.ms[0], found.ms[1], found.ratio(0, 1), found.noise(0, 1), found.rounds,
@@ -324,6 +348,7 @@ def _growth(first: Model, second: Model, reader: Reader, job: Job) -> Growth:
         job.recipe.verify.threads,
         job.recipe.data.state,
         partial(job.progress, "layers") if job.progress is not None else None,
+        job.recipe.provider,
     )
     return compare_layers(restore_identity(normal.copy(), normal), second, reader, run)
 
@@ -333,5 +358,7 @@ def _facts(model: Model) -> FileFacts:
     return FileFacts(str(model.path or ""), sha256(model), size)
 
 
-def _name(model: Model) -> str:
-    return str(model.path or "the model")
+def _names(first: Model, second: Model) -> tuple[str, str]:
+    """What messages call the models by."""
+    one, other = (f"'{model.path}'" if model.path else "" for model in (first, second))
+    return one or "the first model", other or "the second model"

@@ -28,10 +28,12 @@ class Origin:
         base: Folder that relative paths start from; the working directory if None.
         allow_code: Whether they may be Python code. A recipe that was merely found beside a model
             may not name any: an unknown folder must not run code.
+        file: The recipe that named them; None if the caller did.
     """
 
     base: Path | None = None
     allow_code: bool = True
+    file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,10 @@ def make_job(model: Path | None, recipe: Recipe | str | Path | None) -> Job:
     if isinstance(recipe, str) and recipe.startswith(PRESET):
         return Job(load_preset(recipe.removeprefix(PRESET)))
     if recipe is not None:
-        path, origin = Path(recipe), Origin(Path(recipe).parent)
+        path = Path(recipe)
+        origin = Origin(path.parent, file=path)
     elif model is not None and model.is_file() and (found := find_recipe(model)) is not None:
-        path, origin = found, Origin(found.parent, allow_code=False)
+        path, origin = found, Origin(found.parent, allow_code=False, file=found)
     else:
         return Job()
     loaded = load_recipe(path)

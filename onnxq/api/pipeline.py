@@ -20,10 +20,9 @@ from onnxq.api.search import (
 )
 from onnxq.api.stages import Draft, draft
 from onnxq.calibrate import Calibration, Workers
-from onnxq.data import Data
+from onnxq.data import Data, check_output
 from onnxq.graph import (
     Model,
-    check_writable,
     copy_model,
     data_path,
     encoded_size,
@@ -40,6 +39,7 @@ from onnxq.ops import Census
 from onnxq.plan import Budgets, QuantPlan, Recipe
 from onnxq.rewrite import rewrite
 from onnxq.runtime import environment
+from onnxq.targets import Provider
 from onnxq.types import Form
 from onnxq.verify import (
     Demands,
@@ -65,17 +65,25 @@ class Result:
 
     Attributes:
         model: The quantized model.
-        plan: What became of each node.
+        draft: What it was made of: the prepared model, its plan, the samples.
         receipt: What was measured.
         path: Where the model was written; None when it was not.
-        census: What each node of the prepared model is.
     """
 
     model: Model
-    plan: QuantPlan
+    draft: Draft
     receipt: Receipt
     path: Path | None
-    census: Census
+
+    @property
+    def plan(self) -> QuantPlan:
+        """What became of each node."""
+        return self.draft.plan
+
+    @property
+    def census(self) -> Census:
+        """What each node of the prepared model is."""
+        return self.draft.census
 
 
 def quantize(
@@ -116,7 +124,7 @@ def quantize(
     Raises:
         OnnxqError: See ``onnxq.errors`` for the tree.
 
-    Example:
+    Examples:
         >>> result = onnxq.quantize("model.onnx", data="samples.npz")  # doctest: +SKIP
         >>> result.receipt.measured.size_ratio  # doctest: +SKIP
         0.27
@@ -156,7 +164,7 @@ def run(
     drafted, made, receipt = made_by(source, job, path)
     if path is not None:
         receipt = write_result(made, path, receipt, large=not source.fits_one_file)
-    return Result(made, drafted.plan, receipt, path, drafted.census)
+    return Result(made, drafted, receipt, path)
 
 
 def made_by(source: Model, job: Job, path: Path | None = None) -> tuple[Draft, Model, Receipt]:
@@ -232,15 +240,16 @@ def check_targets(path: Path, source: Model, read: list[Path], *, force: bool) -
     targets = [path, receipt_path(path)]
     targets += [] if source.fits_one_file else [data_path(path)]
     for target in targets:
-        check_writable(target, [*files_of(source), *read], force=force)
+        check_output(target, [*files_of(source), *read], force=force)
 
 
 def read_files(job: Job) -> list[Path]:
-    """Data files that the job names: no output may take their place."""
+    """The data and the recipe that the job names: no output may take their place."""
     named = ((job.calibration_data, job.data_from), (job.testing_data, job.test_from))
-    return [
+    data = [
         (origin.base or Path()) / spec for spec, origin in named if isinstance(spec, str | PathLike)
     ]
+    return data + ([job.recipe_from.file] if job.recipe_from.file is not None else [])
 
 
 def write_result(made: Model, path: Path, receipt: Receipt, *, large: bool) -> Receipt:
@@ -290,10 +299,11 @@ def make_receipt(
     job: Job,
     metric: MetricChoice,
     budgets: Budgets | None = None,
+    provider: Provider | None = None,
 ) -> Receipt:
-    """Verify what was made, and hold it against the budgets: the recipe's, unless others count."""
+    """Verify what was made, where the recipe says and by its budgets, unless others are given."""
     recipe, source = drafted.recipe, drafted.source
-    budgets = budgets or recipe.budgets
+    budgets, provider = budgets or recipe.budgets, provider or recipe.provider
     subjects = Subjects(
         source, drafted.prepared, made,
         source_bytes=_size(source), prepared_bytes=encoded_size(drafted.prepared),
@@ -306,7 +316,7 @@ def make_receipt(
         metric=metric,
         judge=recipe.verify.output,
         batch_size=recipe.data.batch_size,
-        provider=recipe.provider,
+        provider=provider,
         threads=recipe.verify.threads,
         seconds=recipe.verify.seconds,
         state=recipe.data.state,
@@ -330,7 +340,7 @@ def make_receipt(
         ranges=drafted.ranges.tensors,
         measured=measured,
         gates=check_gates(budgets, measured),
-        environment=environment(recipe.provider),
+        environment=environment(provider),
         graph=graph_facts(source, drafted.prepared),
     )
 

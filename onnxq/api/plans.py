@@ -84,7 +84,7 @@ def search_plan(
     Raises:
         OnnxqError: See ``onnxq.errors`` for the tree.
 
-    Example:
+    Examples:
         >>> budgets = Budgets(max_drop=0.005)  # doctest: +SKIP
         >>> found = onnxq.search_plan("m.onnx", "s.npz", ap50, budgets=budgets)  # doctest: +SKIP
         >>> found.within, found.plan.count(Precision.INT8)  # doctest: +SKIP

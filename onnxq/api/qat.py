@@ -23,9 +23,9 @@ from onnxq.api.pipeline import (
     write_result,
 )
 from onnxq.api.stages import Draft, draft, open_reader
-from onnxq.data import Data, Reader, find_function, parse_code
+from onnxq.data import Data, Reader, check_output, find_function, parse_code
 from onnxq.errors import UsageError
-from onnxq.graph import Model, check_writable, files_of, load, sha256
+from onnxq.graph import Model, files_of, load, sha256
 from onnxq.plan import QuantPlan, Recipe
 from onnxq.qat import History, require_torch
 from onnxq.verify import Receipt, Training, load_metric
@@ -65,7 +65,7 @@ class QATTrainer:
         UsageError: There is no such preset.
         UnusableError: PyTorch is not installed.
 
-    Example:
+    Examples:
         >>> trainer = onnxq.QATTrainer("mobile")  # doctest: +SKIP
         >>> trainer.prepare("model.onnx", "train.npz")  # doctest: +SKIP
         >>> trainer.train()  # doctest: +SKIP
@@ -261,7 +261,7 @@ def train_model(
     session.check()
     checkpoint = checkpoint_path(path) if path is not None else None
     if checkpoint is not None:
-        check_writable(checkpoint, [*files_of(source), *read_files(job)], force=True)
+        check_output(checkpoint, [*files_of(source), *read_files(job)], force=True)
     if checkpoint is not None and fresh:
         checkpoint.unlink(missing_ok=True)
     untrained = make_receipt(drafted, apply_plan(drafted), None, job, metric)
@@ -277,7 +277,7 @@ def train_model(
         receipt = write_result(made, path, receipt, large=not source.fits_one_file)
         assert checkpoint is not None
         checkpoint.unlink(missing_ok=True)
-    return Trained(Result(made, plan, receipt, path, drafted.census), untrained, history)
+    return Trained(Result(made, drafted, receipt, path), untrained, history)
 
 
 def checkpoint_path(output: Path) -> Path:

@@ -75,7 +75,7 @@ class PTQQuantizer:
     Raises:
         UsageError: There is no such preset.
 
-    Example:
+    Examples:
         >>> quantizer = onnxq.PTQQuantizer("mobile")  # doctest: +SKIP
         >>> quantizer.set_per_layer_fallback("/head/Gemm", True)  # doctest: +SKIP
         >>> result = quantizer.quantize("model.onnx", "samples.npz")  # doctest: +SKIP

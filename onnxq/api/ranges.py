@@ -56,7 +56,7 @@ def calibrate_model(
     Raises:
         OnnxqError: See ``onnxq.errors`` for the tree.
 
-    Example:
+    Examples:
         >>> seen = onnxq.calibrate_model("model.onnx", "samples.npz")  # doctest: +SKIP
         >>> onnxq.quantize("model.onnx", ranges=seen)  # doctest: +SKIP
     """

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace as with_fields
 
+from onnxq.api.backends import settled
 from onnxq.api.job import Job, Origin, Progress, refuse_libraries
 from onnxq.api.pipeline import (
     RECEIPT_SCHEMA,
@@ -24,7 +25,7 @@ from onnxq.graph import GraphView, Model, load, sha256
 from onnxq.ops import classify
 from onnxq.plan import QuantPlan, needed_opset
 from onnxq.runtime import environment, prepare
-from onnxq.targets import TARGETS, get_target
+from onnxq.targets import TARGETS, Provider, get_target
 from onnxq.verify import MetricChoice, Receipt, load_metric
 
 # What the bytes of an output depend on beside model and plan.
@@ -58,6 +59,7 @@ def replay(
     *,
     test_data: Data | None = None,
     metric: str | None = None,
+    provider: Provider | None = None,
     output: str | Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -75,6 +77,8 @@ def replay(
             without them only size, speed and what runs as int8 are measured, and no budget of
             accuracy counts.
         metric: ``top1`` or ``module:function``; the receipt's when None, which may name no code.
+        provider: Where the output is measured; that of the receipt's recipe if None, which may
+            bring no code. The output has the same bytes wherever that is.
         output: Where to write the model; its receipt goes beside it. Without it nothing is
             written.
         force: Whether an existing output may be overwritten.
@@ -88,25 +92,29 @@ def replay(
     known = receipt if isinstance(receipt, Receipt) else load_receipt(receipt)
     source = model if isinstance(model, Model) else load(model)
     _check_same(source, known)
-    refuse_libraries(known.recipe, Path(receipt if isinstance(receipt, str | Path) else "receipt"))
+    if provider is None:
+        named = Path(receipt if isinstance(receipt, str | Path) else "receipt")
+        refuse_libraries(known.recipe, named)
+    here = with_fields(known.recipe, provider=provider or known.recipe.provider)
+    job = Job(here, prepare=known.run.prepare, seed=known.run.seed, progress=progress)
+    job = settled(job, source)
     path = Path(output) if output is not None else None
     read = [Path(file) for file in (test_data, receipt) if isinstance(file, str | Path)]
     if path is not None:
         check_targets(path, source, read, force=force)
     drafted = _draft(source, known, test_data)
     made = _apply(drafted)
-    job = Job(known.recipe, prepare=known.run.prepare, seed=known.run.seed, progress=progress)
     told, budgets = MetricChoice(), known.recipe.budgets
     if test_data is not None:
         told = load_metric(metric or known.recipe.verify.metric, allow_code=metric is not None)
     else:
         budgets = with_fields(budgets, **dict.fromkeys(budgets.of_accuracy))
-    found = make_receipt(drafted, made, path, job, told, budgets)
+    found = make_receipt(drafted, made, path, job, told, budgets, job.recipe.provider)
     calibrated = {name: digest for name, digest in known.data.items() if name != "test"}
     found = with_fields(found, data=calibrated | found.data)
     if path is not None:
         found = write_result(made, path, found, large=not source.fits_one_file)
-    return Result(made, drafted.plan, found, path, drafted.census)
+    return Result(made, drafted, found, path)
 
 
 def _check_same(source: Model, receipt: Receipt) -> None:

@@ -16,7 +16,7 @@ from onnxq.api.shelf import Shelf
 from onnxq.api.stages import Draft, draft, draw, open_reader, usual_precision
 from onnxq.calibrate import Workers
 from onnxq.data import Data
-from onnxq.errors import UsageError
+from onnxq.errors import UsageError, nearest
 from onnxq.graph import Model, load, sha256
 from onnxq.ops import refuse_quantized
 from onnxq.plan import Recipe, needed_opset
@@ -103,7 +103,7 @@ def analyze_sensitivity(
     Raises:
         OnnxqError: See ``onnxq.errors`` for the tree.
 
-    Example:
+    Examples:
         >>> found = onnxq.analyze_sensitivity("model.onnx", "samples.npz")  # doctest: +SKIP
         >>> found.layers[0].name, found.layers[0].only.sqnr_db  # doctest: +SKIP
         ('/stem/conv', 21.4)
@@ -134,9 +134,7 @@ def known_precision(name: str) -> Precision:
     """
     tried = [precision.value for precision in Precision if precision is not Precision.FLOAT]
     if name not in tried:
-        raise UsageError(
-            f"layers cannot be tried in precision '{name}'", f"known: {', '.join(tried)}"
-        )
+        raise UsageError(f"layers cannot be tried in precision '{name}'", nearest(name, tried))
     return Precision(name)
 
 

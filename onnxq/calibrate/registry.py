@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from onnxq.calibrate.observers import (
 )
 from onnxq.calibrate.state import state_of
 from onnxq.data import find_function, parse_code, user_code
-from onnxq.errors import UsageError
+from onnxq.errors import UsageError, nearest
 
 # The word for "mse, as soon as there are enough samples to tell a distribution".
 AUTO = "auto"
@@ -134,8 +133,5 @@ def _find(name: str, base: Path) -> Callable[..., Observer]:
     code = parse_code(name, base)
     if code is not None:
         return find_function(*code)
-    close = difflib.get_close_matches(name, OBSERVERS, n=1)
     known = f"known are {', '.join(OBSERVERS)}, and module:Class for your own"
-    raise UsageError(
-        f"unknown observer '{name}'", f"did you mean '{close[0]}'?" if close else known
-    )
+    raise UsageError(f"unknown observer '{name}'", nearest(name, OBSERVERS, known))

@@ -11,9 +11,10 @@ from onnxq.api import bench_models
 from onnxq.cli.numbers import Number, Numbers
 from onnxq.cli.options import provider_of
 from onnxq.cli.progress import StageBars
-from onnxq.cli.results import show
+from onnxq.cli.results import files_to_write, say_written, show
 from onnxq.cli.shared import runs_on
-from onnxq.report import bench_view
+from onnxq.graph import write_bytes
+from onnxq.report import bench_page, bench_view, load_extra
 from onnxq.targets import CPU, Provider
 
 EPILOG = """\b
@@ -22,6 +23,7 @@ Examples:
   onnxq bench model.onnx model.int8.onnx --data samples.npz --batch-size 1,8 --seconds 20
   onnxq bench model.onnx model.int8.onnx --ep cpu,openvino --threads 1,2 --memory
   onnxq bench model.onnx model.int8.onnx --per-layer --sort gain --top 10
+  onnxq bench model.onnx model.int8.onnx --per-layer --html bench.html
   onnxq bench model.onnx --per-layer --json | jq '.nodes[] | [.name, .us[0]]'
 """
 
@@ -57,6 +59,8 @@ Examples:
     help="Which nodes come first.",
 )
 @click.option("--top", type=click.IntRange(1), help="The most nodes to show; else all.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write one page with charts.")
+@click.option("--force", is_flag=True, help="Overwrite this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON and no more.")
 def bench(models: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401 - click hands over any
     """Compare the latency of MODELs, the first of which is the reference.
@@ -65,6 +69,10 @@ def bench(models: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401 - cl
     told are ratios, medians, and how far speeds may be off. --ep cpu,openvino runs every model on
     several execution providers, the first of which is the reference's.
     """
+    read = [Path(path) for path in (*models, options["data"]) if path is not None]
+    files = files_to_write(("html",), options, read, force=options["force"])
+    if files:
+        load_extra()  # what is missing is told before the work
     with StageBars(quiet=options["as_json"]) as bars:
         report = bench_models(
             [Path(model) for model in models],
@@ -77,8 +85,12 @@ def bench(models: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401 - cl
             memory=options["memory"],
             progress=bars,
         )
+    for path in files.values():
+        write_bytes(bench_page(report).encode(), path)
     view = bench_view(report, sort=options["sort"], top=options["top"])
     show(report, view, {**options, "quiet": False})
+    if not options["as_json"]:
+        say_written(*files.values())
 
 
 def _providers(options: dict[str, Any]) -> list[Provider]:

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
-from rich.console import Console
 
 from onnxq.api import load_ranges, merge_ranges, run_calibration, save_ranges
+from onnxq.api.pipeline import read_files
 from onnxq.calibrate import OBSERVERS, Calibration, describe
+from onnxq.cli.group import WithDefault
 from onnxq.cli.options import Overrides, job_of, ranges_of, workers_of
 from onnxq.cli.progress import StageBars
+from onnxq.cli.results import say_written
 from onnxq.cli.shared import runs_on
-from onnxq.data import FORMS
-from onnxq.graph import check_writable
+from onnxq.cli.terminal import Terminal, echo_json
+from onnxq.cli.words import Word
+from onnxq.data import FORMS, check_output
 from onnxq.plan import CalibrationSettings
 from onnxq.report import calibration_table, calibration_verdict
 from onnxq.runtime import default_target
@@ -32,33 +34,18 @@ Examples:
   onnxq calibrate show ranges.json
   onnxq quantize model.onnx --ranges model.ranges.json
 """
-RUN = "run"
+MERGE_EPILOG = """\b
+Examples:
+  onnxq calibrate merge a.json b.json -o ranges.json
+"""
+SHOW_EPILOG = """\b
+Examples:
+  onnxq calibrate show ranges.json
+  onnxq calibrate show ranges.json --calibrator entropy --bits 8
+"""
 
 
-class CalibrateGroup(click.Group):
-    """A group that takes a model as well as the name of a command: the model is calibrated."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the default command in front of a model."""
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = [RUN, *args]
-        return super().parse_args(ctx, args)
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands with a name of their own."""
-        return [name for name in self.commands if name != RUN]
-
-    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        """Usage is that of the default command."""
-        return ["[OPTIONS] MODEL"]
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Options are those of the default command."""
-        self.commands[RUN].format_options(ctx, formatter)
-        self.format_commands(ctx, formatter)
-
-
-@click.group(cls=CalibrateGroup, epilog=EPILOG)
+@click.group(cls=WithDefault, epilog=EPILOG)
 def calibrate() -> None:
     """Observe the activations of MODEL, and save what was seen.
 
@@ -67,7 +54,7 @@ def calibrate() -> None:
     """
 
 
-@calibrate.command(RUN, hidden=True)
+@calibrate.command(WithDefault.default, hidden=True)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "--data", metavar="DATA", help=f"Samples; all are used. {FORMS[0].upper()}{FORMS[1:]}."
@@ -86,7 +73,7 @@ def calibrate() -> None:
 @click.option("--cluster", metavar="ADDRESS", help="A Dask scheduler, such as tcp://host:8786.")
 @click.option("--keep-float", metavar="GLOB", multiple=True, help="Nodes that stay float.")
 @click.option("--keep-float-op", metavar="OP", multiple=True, help="Operators that stay float.")
-@click.option("--target", type=click.Choice(list(TARGETS)), help="Provider; else this machine's.")
+@click.option("--target", type=Word(TARGETS), help="Provider; else this machine's.")
 @runs_on
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Draws the samples."
@@ -103,14 +90,14 @@ def run(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands over
     output = options["output"] or model.parent / f"{model.stem}.ranges.json"
     resume = options["resume"]
     overwrites = options["force"] or (resume is not None and resume.resolve() == output.resolve())
-    read = [model, *(Path(options[name]) for name in ("data", "recipe") if options[name])]
-    check_writable(output, read, force=overwrites)
     said = {name: options[name] for name in Overrides.__dataclass_fields__ if name in options}
     said.pop("samples")  # of the whole data, and not the recipe's limit for quantize
+    job = job_of(model, Overrides(**said))
+    check_output(output, [model, *read_files(job)], force=overwrites)
     silent = options["quiet"] or options["as_json"]
     with StageBars(quiet=silent) as bars, workers_of(options) as workers:
         job = replace(
-            job_of(model, Overrides(**said)),
+            job,
             seed=options["seed"],
             prepare=not options["no_prepare"],
             workers=workers,
@@ -124,10 +111,10 @@ def run(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands over
     grid = _grid(target.activation_grid, options)
     _tell(found, grid, show=options["show"], silent=silent, as_json=options["as_json"])
     if not silent:
-        click.echo(f"wrote {output}")
+        say_written(output)
 
 
-@calibrate.command("merge")
+@calibrate.command("merge", epilog=MERGE_EPILOG)
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write."
@@ -139,15 +126,15 @@ def merge_files(
     files: tuple[Path, ...], output: Path, calibrator: str | None, force: bool, quiet: bool
 ) -> None:
     """Merge the ranges of several FILES, which saw different samples, in any order."""
-    check_writable(output, list(files), force=force)
+    check_output(output, list(files), force=force)
     found = merge_ranges([load_ranges(path, code=calibrator or "") for path in files])
     save_ranges(found, output)
     if not quiet:
-        Console().print(calibration_verdict(describe(found, Grid())))
-        click.echo(f"wrote {output}")
+        Terminal().print(calibration_verdict(describe(found, Grid())))
+        say_written(output)
 
 
-@calibrate.command("show")
+@calibrate.command("show", epilog=SHOW_EPILOG)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--calibrator", metavar="NAME", help="Choose the ranges by another method.")
 @click.option("--bits", type=click.IntRange(2, 16), help="Width that ranges are shown for.")
@@ -172,10 +159,10 @@ def _grid(default: Grid, options: dict[str, Any]) -> Grid:
 def _tell(found: Calibration, grid: Grid, *, show: bool, silent: bool, as_json: bool) -> None:
     statistics = describe(found, grid)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(statistics), indent=2))
+        echo_json(statistics)
     if silent:
         return
-    console = Console()
+    console = Terminal()
     if show:
         table = calibration_table(statistics, width=console.width, unicode=_speaks_unicode())
         console.print(table)

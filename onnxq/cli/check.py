@@ -25,14 +25,22 @@ from onnxq.api.pipeline import read_files
 from onnxq.cli.numbers import Number, Share
 from onnxq.cli.options import provider_of
 from onnxq.cli.progress import StageBars
-from onnxq.cli.results import show
+from onnxq.cli.results import files_to_write, show
 from onnxq.cli.shared import runs_on
+from onnxq.cli.terminal import echo_line
+from onnxq.cli.words import Word
 from onnxq.data import FORMS
-from onnxq.errors import UsageError
-from onnxq.graph import Model, check_writable, files_of, load, write_bytes
-from onnxq.plan import CheckSettings, find_recipe
+from onnxq.graph import Model, files_of, load, write_bytes
+from onnxq.plan import CheckSettings
 from onnxq.plan.checking import CheckName
-from onnxq.report import check_markdown, check_view, to_annotations, to_junit
+from onnxq.report import (
+    check_markdown,
+    check_page,
+    check_view,
+    load_extra,
+    to_annotations,
+    to_junit,
+)
 from onnxq.targets import TARGETS
 from onnxq.verify import Check
 
@@ -41,13 +49,15 @@ Examples:
   onnxq check model.onnx --baseline model.int8.receipt.json
   onnxq check model.onnx --update
   onnxq check model.onnx --data samples.npz --max-metric-drop 1% --skip latency
-  onnxq check model.onnx --junit check.xml --markdown check.md --github
+  onnxq check model.onnx --junit check.xml --markdown check.md --html check.html --github
 """
 # Options that are keys of the recipe's [check], by the same names.
 KEYS = (
     "max_metric_drop", "max_agreement_drop", "max_sqnr_loss", "max_size_growth", "max_slowdown",
     "max_coverage_drop", "max_range_change",
 )  # fmt: skip
+# Files to write by the options that name them.
+REPORTS = {"junit": to_junit, "markdown": check_markdown, "html": check_page}
 
 
 @click.command(epilog=EPILOG)
@@ -62,9 +72,7 @@ KEYS = (
     type=click.Path(path_type=Path),
     help="Recipe; else MODEL.onnxq.toml, else the baseline's.",
 )
-@click.option(
-    "--target", type=click.Choice(list(TARGETS)), help="Provider; else the recipe's or baseline's."
-)
+@click.option("--target", type=Word(TARGETS), help="Provider; else the recipe's or baseline's.")
 @runs_on
 @click.option("--metric", metavar="NAME", help="top1, or module:function(outputs, labels).")
 @click.option("--max-metric-drop", type=Share(bare=0.2), help="0.5% is the default.")
@@ -76,7 +84,7 @@ KEYS = (
 @click.option("--max-range-change", type=Share(100, bare=100), help="50% is the default.")
 @click.option(
     "--skip",
-    type=click.Choice(get_args(CheckName)),
+    type=Word(get_args(CheckName)),
     multiple=True,
     help="A gate that is not looked at.",
 )
@@ -85,6 +93,7 @@ KEYS = (
 @click.option("--seed", type=click.IntRange(0), help="Draws the samples; else the baseline's.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML there.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write Markdown there.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write one page there.")
 @click.option("--github", is_flag=True, help="Print annotations for GitHub Actions.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors and annotations.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -127,14 +136,10 @@ def _job(model: Path, baseline: Path, options: Mapping[str, Any]) -> Job:
 
 def _check_outputs(source: Model, job: Job, baseline: Path, options: Mapping[str, Any]) -> None:
     """Refuse reports that would take the place of what is read, or of one another."""
-    beside = find_recipe(source.path) if source.path is not None else None
-    recipes = [path for path in (options["recipe"], beside) if path is not None]
-    written = [options[name] for name in ("junit", "markdown") if options[name] is not None]
-    for path in written:
-        read = [*files_of(source), baseline, *recipes, *read_files(job)]
-        check_writable(path, read, force=True)
-    if len({path.resolve() for path in written}) < len(written):
-        raise UsageError("two outputs have the same name", "give each file another")
+    read = [*files_of(source), baseline, *read_files(job)]
+    files_to_write(tuple(REPORTS), options, read, force=True)
+    if options["html"] is not None:
+        load_extra()  # what is missing is told before the work
 
 
 def _settings(settings: CheckSettings, options: Mapping[str, Any]) -> CheckSettings:
@@ -146,14 +151,13 @@ def _settings(settings: CheckSettings, options: Mapping[str, Any]) -> CheckSetti
 
 def _report(found: Check, options: Mapping[str, Any]) -> None:
     _show(found, options)
-    if options["junit"] is not None:
-        write_bytes(to_junit(found).encode(), options["junit"])
-    if options["markdown"] is not None:
-        write_bytes(check_markdown(found).encode(), options["markdown"])
+    for kind, write in REPORTS.items():
+        if options[kind] is not None:
+            write_bytes(write(found).encode(), options[kind])
     if options["github"]:  # the runner reads both streams, and JSON is to stay alone on its own
         click.echo(to_annotations(found), err=options["as_json"])
     if found.updated and not (options["quiet"] or options["as_json"]):
-        click.echo(f"wrote {found.baseline}")
+        echo_line(f"wrote {found.baseline}")
 
 
 def _show(found: Check, options: Mapping[str, Any]) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import click
 
 from onnxq.api import Comparing, run_comparison
+from onnxq.api.pipeline import read_files
 from onnxq.cli.options import Overrides, job_of
 from onnxq.cli.progress import StageBars
-from onnxq.cli.results import show
+from onnxq.cli.results import files_to_write, say_written, show
+from onnxq.cli.shared import runs_on
 from onnxq.data import FORMS
-from onnxq.errors import UsageError
-from onnxq.graph import check_writable, write_bytes
+from onnxq.graph import write_bytes
 from onnxq.report import load_extra, models_markdown, models_page, models_view
 from onnxq.verify import ModelComparison
 
@@ -26,6 +27,11 @@ Examples:
   onnxq compare model.onnx model.int8.onnx --data samples.npz --top 5 --seconds 0
 """
 FILES = ("markdown", "html")
+# What wins over the recipe, by the same names as of other commands.
+SAID = (
+    "recipe", "preset", "metric", "batch_size", "threads", "ep", "ep_option", "ep_library",
+    "strict_ep",
+)  # fmt: skip
 
 
 @click.command(epilog=EPILOG)
@@ -42,6 +48,7 @@ FILES = ("markdown", "html")
 @click.option("--samples", type=click.IntRange(1), help="The most samples to compare on; else all.")
 @click.option("--batch-size", type=click.IntRange(1), help="Samples per run.")
 @click.option("--threads", type=click.IntRange(1), help="Threads inside an operator.")
+@runs_on
 @click.option(
     "--seconds",
     type=click.FloatRange(0),
@@ -66,12 +73,13 @@ def compare(reference: Path, other: Path, **options: Any) -> None:  # noqa: ANN4
     grows: every layer of FLOAT is run on what the same layer of OTHER reads, so that what it adds
     itself is told from what it was given.
     """
-    files = _files((reference, other), options)
+    said = {name: options[name] for name in SAID}
+    job = job_of(reference, Overrides(test_data=options["data"], **said))
+    read = [reference, other, *read_files(job)]
+    files = files_to_write(FILES, options, read, force=options["force"])
     if options["html"] is not None:
         load_extra()  # what is missing is told before the work
-    said = {name: options[name] for name in ("recipe", "preset", "metric", "batch_size", "threads")}
     with StageBars(quiet=options["quiet"] or options["as_json"]) as bars:
-        job = job_of(reference, Overrides(test_data=options["data"], **said))
         job = replace(job, seed=options["seed"], progress=bars)
         wanted = Comparing(options["samples"], options["seconds"], not options["no_layers"])
         found = run_comparison(reference, other, job, wanted)
@@ -79,19 +87,7 @@ def compare(reference: Path, other: Path, **options: Any) -> None:  # noqa: ANN4
         write_bytes(_writers(options["top"])[kind](found).encode(), path)
     show(found, models_view(found, top=options["top"]), options)
     if not (options["quiet"] or options["as_json"]):
-        for path in files.values():
-            click.echo(f"wrote {path}")
-
-
-def _files(models: tuple[Path, Path], options: dict[str, Any]) -> dict[str, Path]:
-    """The files to write, by kind: refused before the work where they cannot be."""
-    files = {kind: options[kind] for kind in FILES if options[kind] is not None}
-    read = [Path(options[name]) for name in ("data", "recipe") if options[name]]
-    for path in files.values():
-        check_writable(path, [*models, *read], force=options["force"])
-    if len({path.resolve() for path in files.values()}) < len(files):
-        raise UsageError("two outputs have the same name", "give each file another")
-    return files
+        say_written(*files.values())
 
 
 def _writers(top: int | None) -> dict[str, Callable[[ModelComparison], str]]:

@@ -13,7 +13,7 @@ from onnxq.report import diff_view
 EPILOG = """\b
 Examples:
   onnxq diff old.receipt.json model.int8.receipt.json
-  onnxq diff old.receipt.json model.int8.receipt.json --json | jq '.nodes[].name'
+  onnxq diff old.receipt.json model.int8.receipt.json --json | jq '.plan[].where'
 """
 TOP = 20
 
@@ -26,15 +26,15 @@ TOP = 20
     type=click.IntRange(1),
     default=TOP,
     show_default=True,
-    help="The most nodes, ranges and scales to show of each.",
+    help="The most changes, ranges and scales to show of each.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON and no more.")
 def diff(before: Path, after: Path, top: int, *, as_json: bool) -> None:
     """Tell what changed from receipt BEFORE to receipt AFTER.
 
-    Which nodes have another precision and why, which ranges and scales moved, what became of the
-    figures, and which keys of the recipe and versions differ. Plans will do as well, as
-    `onnxq quantize --dry-run --json` prints them.
+    What became of the figures, what the graph has otherwise, which nodes have another precision
+    and why, which ranges and scales moved, and what differs of recipe, data and versions. Plans
+    will do as well, as `onnxq quantize --dry-run --json` prints them.
     """
     found = diff_receipts(before, after)
     show(found, diff_view(found, top=top), {"as_json": as_json, "quiet": False})

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import msgspec
-from rich.console import Console
 from rich.markup import escape
 
+from onnxq.cli.terminal import Terminal, echo_json
+from onnxq.cli.words import Word
 from onnxq.graph import load
 from onnxq.ops import classify
 from onnxq.report import census_table
@@ -24,7 +24,7 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--target", type=click.Choice(list(TARGETS)), help="Provider; else this machine's.")
+@click.option("--target", type=Word(TARGETS), help="Provider; else this machine's.")
 @click.option("--no-prepare", is_flag=True, help="Look at the graph as it is in the file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the census as JSON.")
 def inspect(model: Path, target: str | None, no_prepare: bool, as_json: bool) -> None:
@@ -37,9 +37,9 @@ def inspect(model: Path, target: str | None, no_prepare: bool, as_json: bool) ->
         graph = prepare(graph)
     census = classify(graph.view(), get_target(target or default_target()))
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(census), indent=2))
+        echo_json(census)
         return
-    console = Console()
+    console = Terminal()
     console.print(census_table(census))
     for note in graph.notes:
         console.print(f"[dim]prepared:[/] {escape(note)}", highlight=False)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
 import click
 
-from onnxq.errors import OnnxqError
+from onnxq.cli.group import Commands
+from onnxq.cli.outline import outlined
+from onnxq.errors import OnnxqError, printable_lines
 
 # Name and one line of help; the module of a command is imported when it is called.
 COMMANDS = {
@@ -22,19 +25,21 @@ COMMANDS = {
     "bench": "Compare the latency of models, and of their nodes.",
     "backends": "Show which execution providers run here, and which suits a model.",
     "inspect": "Show every node, and whether it can run as int8.",
-    "recipe": "Show ready recipes, and what a recipe can say.",
+    "recipe": "Write a first recipe for a model; show ready ones, and what a recipe can say.",
+    "completion": "Print the script by which a shell completes onnxq.",
 }
 # What shells say of a program that Ctrl-C ended: 128 + SIGINT. Click says 1: a missed budget here.
 INTERRUPTED = 130
 EPILOG = """\b
 Examples:
   onnxq quantize model.onnx --data samples.npz
-  onnxq calibrate model.onnx --data samples.npz --show
   onnxq inspect model.onnx
+  onnxq recipe init model.onnx
+  onnxq completion bash
 """
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Commands):
     """A group whose commands are imported when they are called, so that ``--help`` is instant."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -45,6 +50,8 @@ class LazyGroup(click.Group):
         """Import a command."""
         if cmd_name not in COMMANDS:
             return None
+        if ctx.resilient_parsing:  # a shell completes
+            return outlined(cmd_name)
         module = importlib.import_module(f"onnxq.cli.{cmd_name}")
         command: click.Command = getattr(module, cmd_name)
         return command
@@ -54,28 +61,25 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find a command, or suggest the nearest."""
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            import difflib
-
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(COMMANDS)}"
-            raise click.UsageError(f"no such command '{args[0]}'; {hint}", ctx)
-        return super().resolve_command(ctx, args)
-
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
-        """Run a command; an error of onnxq's becomes one line and its exit code."""
+        """Run a command; what went wrong becomes one line and an exit code."""
         try:
             return super().invoke(ctx)
         except OnnxqError as error:
-            click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
+            click.echo(f"{_error_sign()} {error}", err=True)
             sys.exit(error.exit_code)
+        except click.UsageError as error:  # its words are of the call: names of files
+            if (shown := printable_lines(error.format_message())) == error.format_message():
+                raise
+            raise click.UsageError(shown, error.ctx) from error
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             sys.exit(INTERRUPTED)
+
+
+def _error_sign() -> str:
+    plain = "error:"  # click knows of terminals, and not of no-color.org
+    return plain if os.environ.get("NO_COLOR") else click.style(plain, fg="red", bold=True)
 
 
 @click.group(

@@ -5,15 +5,17 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from onnxq.cli.terminal import Terminal
 
 
 class StageBars:
     """One bar per stage; silent when asked, and where standard error is no terminal."""
 
     def __init__(self, *, quiet: bool) -> None:
-        console = Console(stderr=True)
+        console = Terminal(stderr=True)
         self._quiet = quiet
         self._bars = Progress(
             TextColumn("{task.description:<10}"),

@@ -17,7 +17,9 @@ from onnxq.cli.options import Overrides, check_weight_options, job_of
 from onnxq.cli.progress import StageBars
 from onnxq.cli.results import finish
 from onnxq.cli.shared import budgets, plan_of_layers, runs_on, samples_and_recipe
+from onnxq.cli.terminal import echo_line
 from onnxq.cli.training import TrainingLog
+from onnxq.cli.words import Word
 from onnxq.errors import UsageError
 from onnxq.plan import QATSettings
 from onnxq.qat import require_torch
@@ -48,7 +50,7 @@ KEYS = (
 )
 @click.option(
     "--precision",
-    type=click.Choice(PRECISIONS),
+    type=Word(PRECISIONS),
     help="What to train for; else the recipe's, or int8.",
 )
 @click.option("--labels", is_flag=True, help="Learn from labels, by cross-entropy.")
@@ -147,7 +149,7 @@ def _going_on_from(checkpoint: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if checkpoint.is_file():
-            click.echo(f"the same command goes on from {checkpoint}", err=True)
+            echo_line(f"the same command goes on from {checkpoint}", err=True)
         raise
 
 

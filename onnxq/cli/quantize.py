@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,38 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from onnxq.api import load_receipt, planned, replay, run, usual_precision
-from onnxq.cli.options import Overrides, check_weight_options, job_of, ranges_of, workers_of
+from onnxq.api import (
+    Progress,
+    Result,
+    layer_figures,
+    load_receipt,
+    planned,
+    receipt_path,
+    replay,
+    run,
+    usual_precision,
+)
+from onnxq.api.pipeline import read_files
+from onnxq.cli.options import (
+    Overrides,
+    check_weight_options,
+    job_of,
+    provider_of,
+    ranges_of,
+    workers_of,
+)
 from onnxq.cli.progress import StageBars
-from onnxq.cli.results import finish, show
+from onnxq.cli.results import files_to_write, finish, show
 from onnxq.cli.shared import budgets, plan_of_layers, runs_on, samples_and_recipe
+from onnxq.cli.words import Word
+from onnxq.data import check_output
 from onnxq.errors import UsageError
-from onnxq.graph import check_writable
-from onnxq.report import plan_table, receipt_view
+from onnxq.graph import write_bytes
+from onnxq.report import load_extra, plan_table, quantize_page, receipt_view
 from onnxq.runtime import cache_folder
+from onnxq.targets import Provider
 from onnxq.types import Precision
+from onnxq.verify import Receipt
 
 EPILOG = """\b
 Examples:
@@ -29,12 +51,14 @@ Examples:
   onnxq quantize model.onnx --precision int4-weights --block-size 64 --weight-method hqq
   onnxq quantize model.onnx --preset transformer --test-data test.npz
   onnxq quantize model.onnx --data samples.npz --max-drop 0.5% --min-int8 90%
+  onnxq quantize model.onnx --data samples.npz --html model.html
   onnxq quantize model.onnx --recipe model.onnxq.toml --json > receipt.json
   onnxq quantize model.onnx --from model.int8.receipt.json -o again.onnx
 """
+PROVIDER = ("ep", "ep_option", "ep_library", "strict_ep")
 # What says how a receipt's plan is applied again; all else is decided by the receipt.
 REPLAYED = (
-    "from_receipt", "test_data", "metric", "output", "force", "quiet", "as_json",
+    "from_receipt", "test_data", "metric", *PROVIDER, "output", "html", "force", "quiet", "as_json",
 )  # fmt: skip
 
 
@@ -49,12 +73,12 @@ REPLAYED = (
     "from_receipt",
     metavar="RECEIPT",
     type=click.Path(path_type=Path),
-    help="Apply the plan of this receipt again, without data; only --test-data, --metric, -o, "
-    "--force, --quiet and --json go with it.",
+    help="Apply the plan of this receipt again, without data; only --test-data, --metric, "
+    "--ep and its kin, -o, --html, --force, --quiet and --json go with it.",
 )
 @click.option(
     "--precision",
-    type=click.Choice(["auto", *(p.value for p in Precision)]),
+    type=Word(["auto", *(p.value for p in Precision)]),
     help="What to make; auto is the default.",
 )
 @click.option(
@@ -86,6 +110,7 @@ REPLAYED = (
 )
 @click.option("--no-prepare", is_flag=True, help="Leave the float graph as it is.")
 @click.option("--fresh", is_flag=True, help="Measure anew what was measured before.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write one page about every node.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @click.option("--dry-run", is_flag=True, help="Show the plan; write nothing.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -117,7 +142,8 @@ def quantize(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands
         precision = usual_precision(job) if ranges is None else job.recipe.usual
         output = options["output"] or model.parent / f"{model.stem}.{precision}.onnx"
         if ranges is not None and not options["dry_run"]:
-            check_writable(output, [ranges], force=options["force"])
+            check_output(output, [ranges], force=options["force"])
+        _check_page(output, [model, *read_files(job), *([ranges] if ranges else [])], options)
         job = replace(
             job,
             ranges=ranges_of(ranges, job) if ranges is not None else None,
@@ -131,11 +157,35 @@ def quantize(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands
         if options["dry_run"]:
             plan = planned(model, job)
         else:
-            receipt = run(model, job, output=output, force=options["force"]).receipt
+            result = run(model, job, output=output, force=options["force"])
+            written = _write_page(result, options, bars)
     if options["dry_run"]:
         show(plan, plan_table(plan), options)
         return
-    finish(receipt, receipt_view(receipt), output, options)
+    finish(result.receipt, receipt_view(result.receipt), output, options, written)
+
+
+def _check_page(output: Path, read: Sequence[Path], options: Mapping[str, Any]) -> None:
+    """Refuse a page that cannot be written, before the work."""
+    page = options["html"]
+    if page is None:
+        return
+    if options["dry_run"]:
+        raise UsageError("--html is about what was made, and --dry-run makes nothing")
+    files_to_write(("html",), options, read, force=options["force"])
+    if page.resolve() in (output.resolve(), receipt_path(output).resolve()):
+        raise UsageError("two outputs have the same name", "give each file another")
+    load_extra()  # what is missing is told before the work
+
+
+def _write_page(result: Result, options: Mapping[str, Any], progress: Progress) -> str:
+    """Write the page that is wanted, if any, and say so."""
+    page = options["html"]
+    if page is None:
+        return ""
+    figures = layer_figures(result, progress=progress)
+    write_bytes(quantize_page(result.receipt, figures).encode(), page)
+    return f"; {page} shows every node"
 
 
 def _replay(model: Path, options: Mapping[str, Any]) -> None:
@@ -152,11 +202,25 @@ def _replay(model: Path, options: Mapping[str, Any]) -> None:
         raise UsageError("--metric judges test data, and there are none", "give --test-data")
     receipt = load_receipt(options["from_receipt"])
     output = options["output"] or model.parent / f"{model.stem}.{receipt.recipe.usual}.onnx"
+    read = [model, options["from_receipt"], *(Path(p) for p in (options["test_data"],) if p)]
+    _check_page(output, read, options)
     with StageBars(quiet=options["quiet"] or options["as_json"]) as bars:
-        made = replay(
+        result = replay(
             model, options["from_receipt"], output=output, force=options["force"],
-            test_data=options["test_data"], metric=options["metric"], progress=bars,
-        ).receipt  # fmt: skip
+            test_data=options["test_data"], metric=options["metric"],
+            provider=_provider(receipt, options), progress=bars,
+        )  # fmt: skip
+        written = _write_page(result, options, bars)
+    made = result.receipt
     same = made.output.sha256 == receipt.output.sha256
     bytes_are = "the same bytes as" if same else "other bytes than"
-    finish(made, receipt_view(made), output, options, f"; the model has {bytes_are} the receipt's")
+    how = f"; the model has {bytes_are} the receipt's{written}"
+    finish(made, receipt_view(made), output, options, how)
+
+
+def _provider(receipt: Receipt, options: Mapping[str, Any]) -> Provider | None:
+    """Where to measure, if that was said: no code is loaded that the receipt alone names."""
+    if not any(options[name] for name in PROVIDER):
+        return None
+    known = receipt.recipe.provider
+    return provider_of(Provider(known.name) if known.may_run_code else known, options)

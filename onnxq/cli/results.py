@@ -1,17 +1,18 @@
-"""What a run ends with: the receipt as a table or as JSON, and an exit code."""
+"""What a run ends with: the receipt as a table or as JSON, files, and an exit code."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-import msgspec
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from onnxq.api import receipt_path
+from onnxq.cli.terminal import Terminal, echo_json, echo_line
+from onnxq.data import check_output
+from onnxq.errors import UsageError
 from onnxq.verify import Receipt
 
 
@@ -23,9 +24,9 @@ def show(
     With ``soft_wrap`` long lines of the view are left whole.
     """
     if options["as_json"]:
-        click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+        echo_json(value)
     elif not options["quiet"]:
-        Console().print(view, soft_wrap=soft_wrap)
+        Terminal().print(view, soft_wrap=soft_wrap)
 
 
 def finish(
@@ -38,5 +39,34 @@ def finish(
     """Show a receipt, say what was written and how, and exit by its gates."""
     show(receipt, view, options)
     if not (options["quiet"] or options["as_json"]):
-        click.echo(f"wrote {output} and {receipt_path(output)}{how}")
+        echo_line(f"wrote {output} and {receipt_path(output)}{how}")
     sys.exit(0 if receipt.passed else 1)
+
+
+def files_to_write(
+    kinds: Sequence[str], options: Mapping[str, Any], read: Sequence[Path], *, force: bool
+) -> dict[str, Path]:
+    """The reports that options name, by kind: refused before the work where they would do harm.
+
+    Args:
+        kinds: Options that name a file each.
+        options: What was said.
+        read: Models, data, recipes and receipts that are read.
+        force: Whether other files may be overwritten.
+
+    Raises:
+        OutputError: One cannot be written, is read, or would be one of the data.
+        UsageError: Two are the same file.
+    """
+    files = {kind: options[kind] for kind in kinds if options[kind] is not None}
+    for path in files.values():
+        check_output(path, read, force=force)
+    if len({path.resolve() for path in files.values()}) < len(files):
+        raise UsageError("two outputs have the same name", "give each file another")
+    return files
+
+
+def say_written(*paths: Path) -> None:
+    """Say which files were written."""
+    for path in paths:
+        echo_line(f"wrote {path}")

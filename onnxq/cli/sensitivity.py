@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
-from rich.console import Console
 
 from onnxq.api import Analysis, known_precision, run_sensitivity
+from onnxq.api.pipeline import read_files
 from onnxq.api.sensitivity import SAMPLES
+from onnxq.cli.group import Commands
 from onnxq.cli.options import Overrides, job_of, workers_of
 from onnxq.cli.progress import StageBars
+from onnxq.cli.results import files_to_write, say_written
 from onnxq.cli.shared import runs_on
+from onnxq.cli.terminal import Terminal, echo_json
+from onnxq.cli.words import Word
 from onnxq.data import FORMS
-from onnxq.errors import UsageError
-from onnxq.graph import check_writable, write_bytes
+from onnxq.graph import write_bytes
 from onnxq.report import load_extra, sensitivity_page, sensitivity_view, to_csv, to_markdown
 from onnxq.runtime import cache_folder
 from onnxq.sensitivity import SensitivityReport
@@ -35,7 +37,7 @@ TOP = 20
 FILES = ("csv", "markdown", "html")
 
 
-@click.group(epilog=EPILOG)
+@click.group(cls=Commands, epilog=EPILOG)
 def sensitivity() -> None:
     """Measure what every layer costs in accuracy and in time."""
 
@@ -64,7 +66,7 @@ def sensitivity() -> None:
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Samples per run.")
 @click.option("--threads", type=click.IntRange(1), help="Threads inside an operator.")
-@click.option("--target", type=click.Choice(list(TARGETS)), help="Provider; else this machine's.")
+@click.option("--target", type=Word(TARGETS), help="Provider; else this machine's.")
 @runs_on
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
 @click.option("--cluster", metavar="ADDRESS", help="A Dask scheduler, such as tcp://host:8786.")
@@ -86,11 +88,12 @@ def report(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands o
     What is found stays in the cache ($ONNXQ_CACHE, or the user's): a killed run goes on where it
     stopped, and the same run again is answered at once.
     """
-    files = _files(model, options)
-    if options["html"] is not None:
-        load_extra()  # what is missing is told before the work
     said = {name: options[name] for name in Overrides.__dataclass_fields__ if name in options}
     said |= {"samples": None, "precision": None}  # of the judging, and of several
+    job = job_of(model, Overrides(**said))
+    files = files_to_write(FILES, options, [model, *read_files(job)], force=options["force"])
+    if options["html"] is not None:
+        load_extra()  # what is missing is told before the work
     silent = options["quiet"] or options["as_json"]
     names = (options["precision"] or "").split(",")
     wanted = Analysis(
@@ -101,24 +104,11 @@ def report(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands o
         fresh=options["fresh"],
     )
     with StageBars(quiet=silent) as bars, workers_of(options) as workers:
-        job = replace(
-            job_of(model, Overrides(**said)), seed=options["seed"], workers=workers, progress=bars
-        )
+        job = replace(job, seed=options["seed"], workers=workers, progress=bars)
         found = run_sensitivity(model, job, wanted)
     for kind, path in files.items():
         write_bytes(_writers(options["top"])[kind](found).encode(), path)
     _tell(found, list(files.values()), options, silent=silent)
-
-
-def _files(model: Path, options: dict[str, Any]) -> dict[str, Path]:
-    """The files to write, by kind: refused before the work where they cannot be."""
-    files = {kind: options[kind] for kind in FILES if options[kind] is not None}
-    read = [Path(options[name]) for name in ("data", "test_data", "recipe") if options[name]]
-    for path in files.values():
-        check_writable(path, [model, *read], force=options["force"])
-    if len({path.resolve() for path in files.values()}) < len(files):
-        raise UsageError("two outputs have the same name", "give each file another")
-    return files
 
 
 def _writers(top: int | None) -> dict[str, Callable[[SensitivityReport], str]]:
@@ -133,10 +123,9 @@ def _tell(
     found: SensitivityReport, written: list[Path], options: dict[str, Any], *, silent: bool
 ) -> None:
     if options["as_json"]:
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
+        echo_json(found)
     if silent:
         return
-    console = Console()
+    console = Terminal()
     console.print(sensitivity_view(found, top=options["top"] or TOP, width=console.width))
-    for path in written:
-        click.echo(f"wrote {path}")
+    say_written(*written)

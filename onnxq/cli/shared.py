@@ -10,6 +10,7 @@ import click
 
 from onnxq.calibrate import OBSERVERS
 from onnxq.cli.numbers import Number, Share
+from onnxq.cli.words import Word
 from onnxq.data import FORMS
 from onnxq.targets import AUTO, PROVIDERS, TARGETS
 from onnxq.types import Form
@@ -69,12 +70,12 @@ runs_on = _together(
 plan_of_layers = _together(
     click.option(
         "--format",
-        type=click.Choice([form.value for form in Form]),
+        type=Word(form.value for form in Form),
         help="Q/DQ pairs, or operators on integers.",
     ),
     click.option(
         "--target",
-        type=click.Choice(list(TARGETS)),
+        type=Word(TARGETS),
         help="Provider to plan for; else that of --ep.",
     ),
     click.option("--calibrator", metavar="NAME", help=f"{', '.join(OBSERVERS)}, or module:Class."),

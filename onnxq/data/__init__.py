@@ -4,6 +4,7 @@ from onnxq.data.code import find_function, parse_code, user_code
 from onnxq.data.datasets import load_dataset
 from onnxq.data.npz import Npz
 from onnxq.data.objects import Data, FeedItem
+from onnxq.data.outputs import check_output
 from onnxq.data.preprocess import Preprocess
 from onnxq.data.reader import Batch, Reader
 from onnxq.data.resolve import FORMS, open_data
@@ -17,6 +18,7 @@ __all__ = [
     "Npz",
     "Preprocess",
     "Reader",
+    "check_output",
     "find_function",
     "load_dataset",
     "open_data",

@@ -33,9 +33,14 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file of this name is read as an image."""
+    return path.suffix.lower() in _SUFFIXES
+
+
 def images_in(entries: Sequence[Path]) -> list[Path]:
     """The image files among the entries of a folder, by their suffix."""
-    return [path for path in entries if path.suffix.lower() in _SUFFIXES and path.is_file()]
+    return [path for path in entries if is_image(path) and path.is_file()]
 
 
 def find_images(root: Path, entries: Sequence[Path]) -> tuple[list[Path], list[int] | None]:

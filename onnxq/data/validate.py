@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from onnxq.data.npz import Rows
-from onnxq.errors import DataError
+from onnxq.errors import DataError, nearest
 from onnxq.types import Array, TensorSpec
 
 
@@ -19,8 +18,7 @@ def quoted(names: Iterable[str]) -> str:
 
 def suggest(name: str, known: Collection[str], kind: str) -> str:
     """A hint that names the nearest known name, or all of them when none is near."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"the {kind} are {quoted(known)}"
+    return nearest(name, known, f"the {kind} are {quoted(known)}")
 
 
 def only_input(required: Sequence[TensorSpec], what: str, hint: str) -> TensorSpec:

@@ -243,6 +243,12 @@ class Editor:
         """Take out a node, and those before it, when nothing uses what they make."""
         self._stale.append(self._nodes[node])
 
+    def add_input(self, name: str, like: str) -> None:
+        """Add an input of the graph, of the type and shape of a tensor that exists."""
+        known = self._values[like]
+        self._values[name] = ir.Value(name=name, type=known.type, shape=known.shape)
+        self._graph.inputs.append(self._values[name])
+
     def add_output(self, tensor: str) -> None:
         """Make a tensor an output of the graph, beside those that there are."""
         self._graph.outputs.append(self._values[tensor])

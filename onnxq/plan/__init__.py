@@ -10,7 +10,14 @@ from onnxq.plan.plan import NodePlan, QuantPlan
 from onnxq.plan.policy import tensors_to_observe
 from onnxq.plan.presets import load_preset, preset_text, presets
 from onnxq.plan.readings import Reading, readings
-from onnxq.plan.recipe import Recipe, checked, find_recipe, load_recipe, recipe_schema
+from onnxq.plan.recipe import (
+    Recipe,
+    checked,
+    find_recipe,
+    load_recipe,
+    recipe_path,
+    recipe_schema,
+)
 from onnxq.plan.scales import BIAS_LIMIT, SMALLEST_PRODUCT
 from onnxq.plan.settings import (
     Budgets,
@@ -20,6 +27,7 @@ from onnxq.plan.settings import (
     VerifySettings,
     WeightSettings,
 )
+from onnxq.plan.starter import Subject, starter_text
 from onnxq.plan.training import QATSettings
 from onnxq.plan.weights import needed_opset
 
@@ -41,6 +49,7 @@ __all__ = [
     "QuantPlan",
     "Reading",
     "Recipe",
+    "Subject",
     "VerifySettings",
     "WeightSettings",
     "cheapest",
@@ -57,6 +66,8 @@ __all__ = [
     "preset_text",
     "presets",
     "readings",
+    "recipe_path",
     "recipe_schema",
+    "starter_text",
     "tensors_to_observe",
 ]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib.resources import files
 
-from onnxq.errors import UsageError
+from onnxq.errors import UsageError, nearest
 from onnxq.plan.recipe import Recipe, parse_recipe
 
 _SUFFIX = ".toml"
@@ -26,9 +25,7 @@ def preset_text(name: str) -> str:
     """
     known = presets()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-        raise UsageError(f"unknown preset '{name}'", hint)
+        raise UsageError(f"unknown preset '{name}'", nearest(name, known))
     return _read(name)
 
 

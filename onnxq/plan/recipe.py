@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 import tomllib
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from onnxq.data import Preprocess
-from onnxq.errors import RecipeError
+from onnxq.errors import RecipeError, nearest
 from onnxq.plan.checking import CheckSettings
 from onnxq.plan.settings import (
     Budgets,
@@ -127,9 +126,14 @@ def checked(recipe: Recipe) -> Recipe:
     return replace(found, calibration=replace(found.calibration, options=options))
 
 
+def recipe_path(model: Path) -> Path:
+    """Where the recipe of a model is looked for: ``model.onnxq.toml`` for ``model.onnx``."""
+    return model.with_suffix(".onnxq.toml")
+
+
 def find_recipe(model: Path) -> Path | None:
-    """The recipe beside a model, ``model.onnxq.toml`` for ``model.onnx``; None without one."""
-    path = model.with_suffix(".onnxq.toml")
+    """The recipe beside a model; None without one."""
+    path = recipe_path(model)
     return path if path.is_file() else None
 
 
@@ -197,6 +201,4 @@ def _readable(message: str) -> str:
     }
     section = sections.get(re.sub(r"\[\d+\]", "", table), Recipe)
     known = [field.name for field in msgspec.structs.fields(section)]
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-    return f"unknown key '{f'{table}.{key}' if table else key}'; {hint}"
+    return f"unknown key '{f'{table}.{key}' if table else key}'; {nearest(key, known)}"

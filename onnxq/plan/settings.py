@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from typing import Annotated, Any, Literal
@@ -11,7 +10,7 @@ import msgspec
 
 from onnxq.calibrate import AUTO, OBSERVERS, ObserverSpec
 from onnxq.data import Preprocess
-from onnxq.errors import UsageError
+from onnxq.errors import UsageError, nearest
 from onnxq.types import Precision
 
 PrecisionName = Literal[
@@ -276,6 +275,4 @@ class Budgets(Section, frozen=True):
 
 
 def _unknown(what: str, name: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-    return f"unknown {what} '{name}'; {hint}"
+    return f"unknown {what} '{name}'; {nearest(name, known)}"

@@ -30,10 +30,10 @@ def bench_view(
     """
     parts: list[RenderableType] = []
     for run in report.runs:
-        parts += [_models(run), Text(_how(run, made_up=report.made_up))]
+        parts += [_models(run), Text(how_run(run, made_up=report.made_up))]
         if run.too_noisy:
             parts.append(Text(noisy(run.noise), style="yellow"))
-    parts += [Text(note, style="yellow") for note in _fallbacks(report.runs[0])]
+    parts += [Text(note, style="yellow") for note in fallbacks(report.runs[0])]
     if report.nodes:
         parts += [Text(), _nodes(report, sort, top), Text(_explained(report), style="dim")]
     return Group(*parts)
@@ -67,13 +67,14 @@ def _models(run: BenchRun) -> Table:
     return table
 
 
-def _how(run: BenchRun, *, made_up: bool) -> str:
+def how_run(run: BenchRun, *, made_up: bool) -> str:
+    """On what, and how, models were measured."""
     threads = "1 thread" if run.threads == 1 else f"{run.threads} threads"
     feed = "made-up samples" if made_up else "samples of the data"
     return f"batch {run.batch} ({feed}), {threads}, {run.rounds} interleaved rounds"
 
 
-def _fallbacks(run: BenchRun) -> list[str]:
+def fallbacks(run: BenchRun) -> list[str]:
     """What ran on the CPU provider instead, model by model."""
     return [
         f"{model.model}: {told_fallback(model.fallback, Provider(model.provider))}"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from rich import box
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from onnxq.verify import Candidate
 
@@ -21,22 +22,33 @@ def candidates_table(candidates: Sequence[Candidate], metric: str | None) -> Tab
     Returns:
         The table; None where nothing was searched.
     """
-    tried = [candidate for candidate in candidates if candidate.within is not None]
-    if not tried:
+    titles, rows = tried_rows(candidates, metric)
+    if not rows:
         return None
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, title in enumerate(titles):
+        figure = 1 < index < len(titles) - 1
+        table.add_column(title, justify="right" if figure else "left", no_wrap=index > 1)
+    tried = [candidate for candidate in candidates if candidate.within is not None]
+    for candidate, (*texts, verdict) in zip(tried, rows, strict=True):
+        color = "green" if candidate.within else "yellow" if candidate.chosen else "red"
+        table.add_row(*map(escape, texts), Text(verdict, style=color))
+    return table
+
+
+def tried_rows(
+    candidates: Sequence[Candidate], metric: str | None
+) -> tuple[list[str], list[list[str]]]:
+    """Titles, and a row for every plan that a search tried; no rows where nothing was searched."""
+    tried = [candidate for candidate in candidates if candidate.within is not None]
     figures = {title: [show(candidate) for candidate in tried] for title, show in _FIGURES.items()}
     figures[metric or ""] = [_number(candidate.metric, "{:.4f}") for candidate in tried]
     shown = {title: texts for title, texts in figures.items() if any(texts)}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("tried")
-    table.add_column("nodes")
-    for title in shown:
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for row, candidate in enumerate(tried):
-        texts = [texts[row] for texts in shown.values()]
-        table.add_row(escape(candidate.name), _nodes(candidate), *texts, _verdict(candidate))
-    return table
+    rows = [
+        [form.name, _nodes(form), *(texts[row] for texts in shown.values()), _verdict(form)]
+        for row, form in enumerate(tried)
+    ]
+    return ["tried", "nodes", *shown, ""], rows
 
 
 def _number(value: float | None, form: str) -> str:
@@ -54,8 +66,8 @@ _SHORT = {"int8-dynamic": "dynamic", "int8-weights": "w8", "int4-weights": "w4"}
 
 def _verdict(candidate: Candidate) -> str:
     if candidate.chosen:
-        return "[green]chosen[/]" if candidate.within else "[yellow]chosen[/]"
-    return "" if candidate.within else "[red]too lossy[/]"
+        return "chosen"
+    return "" if candidate.within else "too lossy"
 
 
 def _nodes(candidate: Candidate) -> str:

@@ -7,10 +7,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from onnxq.errors import printable
 from onnxq.report.checkwords import (
     VERDICTS,
     figure,
-    printable,
     sections,
     sentence,
     title,

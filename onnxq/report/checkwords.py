@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from onnxq.report.text import size_text
-from onnxq.verify import CONFIDENCE, Change, Check, CheckGate, RangeMove
+from onnxq.verify import ASIDE, CONFIDENCE, Change, Check, CheckGate, Moved
 
 # So many lines of each kind of change fit one screen; the rest is counted.
 MOST_CHANGES = 5
@@ -20,17 +19,6 @@ _TITLES = {
     "ranges": "ranges",
 }
 VERDICTS = {"passed": "kept", "failed": "worse", "skipped": "not compared"}
-
-
-def printable(text: str) -> str:
-    """Text in one line that no terminal and no CI runner obeys, whatever the names in it hold.
-
-    What is not printable (line breaks, escapes, marks of writing direction) becomes a space or
-    ``?``. Of ``##[``, which GitHub and Azure take for a command anywhere in a line, the signs are
-    parted.
-    """
-    shown = (c if c.isprintable() else " " if c.isspace() else "?" for c in text)
-    return re.sub("#(?=#)", "# ", "".join(shown))
 
 
 def title(gate: CheckGate) -> str:
@@ -82,16 +70,20 @@ def sentence(gate: CheckGate) -> str:
     change = f"{before} to {after}, " if before and after else ""
     if gate.worse <= 0:
         return f"{title(gate)}: {change}no worse"
-    proven = ""
-    if gate.bound is not None and gate.name != "latency":
-        proven = f", at least {_amount(gate, gate.bound, '+')} with {CONFIDENCE:.0%} confidence"
-    elif gate.bound is not None:
-        proven = f", at least {_amount(gate, gate.bound, '+')} whatever chance did"
+    proven = f", {sure(gate)}" if gate.bound is not None else ""
     note = f"; {gate.note}" if gate.note else ""
     return (
         f"{title(gate)}: {change}worse by {worsening(gate)} (tolerance {tolerance(gate)})"
         f"{proven}{note}"
     )
+
+
+def sure(gate: CheckGate) -> str:
+    """By how much a figure is worse for sure; empty where that is no question of chance."""
+    if gate.bound is None:
+        return ""
+    how = f"with {CONFIDENCE:.0%} confidence" if gate.name != "latency" else "whatever chance did"
+    return f"at least {_amount(gate, gate.bound, '+')} {how}"
 
 
 def verdict(check: Check) -> str:
@@ -106,9 +98,9 @@ def verdict(check: Check) -> str:
 
 
 def change_lines(changes: Sequence[Change], most: int = MOST_CHANGES) -> list[str]:
-    """Changes as lines, one for each or for many of a kind."""
+    """Changes that count as lines, one for each or for many of a kind."""
     kinds: dict[str, list[Change]] = {}
-    for change in changes:
+    for change in (change for change in changes if change.kind not in ASIDE):
         kinds.setdefault(change.kind, []).append(change)
     lines = []
     for kind, found in kinds.items():
@@ -138,7 +130,7 @@ def _change_line(change: Change) -> str:
             return f"{where}: {change.before or 'none'} to {change.after or 'none'}"
 
 
-def range_lines(moves: Sequence[RangeMove], most: int = MOST_CHANGES) -> list[str]:
+def range_lines(moves: Sequence[Moved], most: int = MOST_CHANGES) -> list[str]:
     """The ranges that moved most, as lines."""
     lines = [  # quoted: a line that starts with ``::`` is a command to GitHub's runner
         f"'{m.tensor}': {_ends(m.before)} to {_ends(m.after)}, {m.change:.0%} of its width"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from onnxq.report.html import page_of, shorten
 from onnxq.report.sensitivity import SAME_DB, db, line, plain
 from onnxq.report.text import SAME_SPEED, size_text
 from onnxq.verify import (
@@ -84,7 +83,9 @@ def headline(found: ModelComparison) -> str:
     where = f"{what}'{named(worst)}'"
     before = "" if worst.before_db is None else f"{_level(worst.before_db)} before it, "
     change = f"{before}{_level(worst.sqnr_db)} behind it"
-    if share is not None and share >= MOST_NOISE:
+    if share is None:  # no output is of floats
+        return f"The most new error by its signal is at {where}: {change}; its harm is not known."
+    if share >= MOST_NOISE:
         return f"The error enters at {where}: {change}."
     return (
         f"No layer makes most of the error; the most harm comes from {where}: {change}, "
@@ -176,14 +177,15 @@ def _models(found: ModelComparison) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for file in (found.reference, found.other):
-        table.add_column(escape(_file(file.path)), justify="right", overflow="fold")
+        table.add_column(escape(file_name(file.path)), justify="right", overflow="fold")
     table.add_column("change", justify="right")
     for row in figures(found):
         table.add_row(*map(escape, row))
     return table
 
 
-def _file(path: str) -> str:
+def file_name(path: str) -> str:
+    """What a model is called by."""
     return PurePath(path).name or "a model in memory"
 
 
@@ -221,7 +223,7 @@ def models_markdown(found: ModelComparison, *, top: int | None = None) -> str:
         found: What was found.
         top: As in ``models_view``.
     """
-    names = [plain(_file(file.path)) for file in (found.reference, found.other)]
+    names = [plain(file_name(file.path)) for file in (found.reference, found.other)]
     lines = [f"# {names[1]} against {names[0]}", ""]
     lines += [f"**{plain(headline(found))}**", ""] if found.growth is not None else []
     lines += [line(["", *names, "change"]), line(["---", "---:", "---:", "---:"])]
@@ -236,42 +238,3 @@ def models_markdown(found: ModelComparison, *, top: int | None = None) -> str:
             lines.append(line(f"{mark}{cell}{mark}" if cell else "" for cell in cells))
         lines += ["", plain(left_out(growth, top))]
     return "\n".join([*lines, ""])
-
-
-def models_page(found: ModelComparison) -> str:
-    """One self-contained HTML page with a chart of how the error grows.
-
-    Args:
-        found: What was found.
-
-    Raises:
-        RuntimeFailure: The extra ``report`` is not installed.
-    """
-    growth = found.growth
-    layers: Sequence[LayerError] = growth.layers if growth is not None else ()
-    rows = [
-        {
-            "name": named(layer),
-            "short": shorten(named(layer)),
-            "op": layer.op,
-            "sqnr_db": None if layer.sqnr_db >= SAME_DB else layer.sqnr_db,
-            "new_db": None if layer.new_db >= ROUNDING_DB else layer.new_db,
-            "share": growth.share(layer) if growth is not None else None,
-        }
-        for layer in layers
-    ]
-    return page_of(
-        "compare",
-        {"rows": rows},
-        found=found,
-        growth=growth,
-        layers=layers,
-        columns=COLUMNS,
-        name=_file(found.other.path),
-        against=_file(found.reference.path),
-        headline=headline(found),
-        figures=figures(found),
-        outputs=output_lines(found),
-        left_out=left_out(growth, None) if growth is not None else "",
-        stands_out=stands_out,
-    )

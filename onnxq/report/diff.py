@@ -10,13 +10,20 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from onnxq.verify import Changed, Figure, Moved, NodeChange, ReceiptDiff
+from onnxq.errors import printable
+from onnxq.verify import Change, Changes, Figure, Moved
 
-# The most nodes, ranges and scales to show of each.
+# The most rows to show of each table.
 TOP = 20
+# What a reader must know to judge the figures.
+_NOTES = {
+    ("source", ""): "the receipts are of different models",
+    ("data", "test"): "accuracy was measured on different test samples",
+    ("data", "calibration"): "they were calibrated on different samples",
+}
 
 
-def diff_view(found: ReceiptDiff, *, top: int | None = TOP) -> RenderableType:
+def diff_view(found: Changes, *, top: int | None = TOP) -> RenderableType:
     """Figures first, then what was decided otherwise.
 
     Args:
@@ -26,19 +33,15 @@ def diff_view(found: ReceiptDiff, *, top: int | None = TOP) -> RenderableType:
     parts: list[RenderableType] = []
     if found.figures:
         parts += [_figures(found.figures), Text()]
-    if found.empty:
+    if found.none:
         parts.append(Text("nothing was decided otherwise"))
-    nodes = (
-        ("nodes that changed", found.nodes),
-        ("nodes that only the first has", found.only_before),
-        ("nodes that only the second has", found.only_after),
-    )
-    parts += [_nodes(title, changes, top) for title, changes in nodes if changes]
-    moved = (("ranges that moved", found.ranges), ("scales that moved", found.scales))
-    parts += [_moved(title, changes, top) for title, changes in moved if changes]
-    keys = (("recipe", found.recipe), ("environment", found.versions))
-    parts += [_changed(title, changes) for title, changes in keys if changes]
-    parts += [Text.from_markup(f"[yellow]note:[/] {escape(note)}") for note in found.notes]
+    tables = (("graph", found.graph), ("nodes that changed", found.plan))
+    parts += [_changes(title, changes, top) for title, changes in tables if changes]
+    moves = (("ranges that moved", found.ranges), ("scales that moved", found.scales))
+    parts += [_moved(title, moved, top) for title, moved in moves if moved]
+    parts += [_changes("setting", found.setting, None)] if found.setting else []
+    notes = (_NOTES.get((change.kind, change.where)) for change in found.setting)
+    parts += [Text.from_markup(f"[yellow]note:[/] {note}") for note in notes if note]
     return Group(*parts)
 
 
@@ -53,11 +56,12 @@ def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
 
 
 def _figures(figures: Sequence[Figure]) -> Table:
-    table = _table("", "figure", "before", "after", "change", numbers=("before", "after", "change"))
+    numbers = ("before", "after", "change")
+    table = _table("", "figure", *numbers, numbers=numbers)
     for figure in figures:
         style = {True: "green", False: "red", None: ""}[figure.improved]
         cells = (_number(figure.before), _number(figure.after))
-        table.add_row(escape(figure.name), *cells, Text(change(figure), style=style))
+        table.add_row(escape(printable(figure.name)), *cells, Text(change(figure), style=style))
     return table
 
 
@@ -77,13 +81,11 @@ def _number(value: float | None) -> str:
     return f"{value:.0f}" if value.is_integer() else f"{value:.6g}"
 
 
-def _nodes(title: str, changes: Sequence[NodeChange], top: int | None) -> Table:
-    table = _table(f"{title}: {len(changes)}", "node", "operator", "precision", "why")
-    for node in changes[:top]:
-        kinds = [kind.value for kind in (node.before, node.after) if kind is not None]
-        told = dict.fromkeys(kinds) if len(kinds) > 1 else kinds
-        why = node.why_after or (f"before: {node.why_before}" if node.why_before else "")
-        table.add_row(escape(node.name), escape(node.op), " → ".join(told), escape(why))
+def _changes(title: str, changes: Sequence[Change], top: int | None) -> Table:
+    table = _table(f"{title}: {len(changes)}", "what", "where", "before", "after")
+    for one in changes[:top]:
+        cells = (one.kind, one.where, one.before or "-", one.after or "-")
+        table.add_row(*(escape(printable(cell)) for cell in cells))
     return _cut(table, changes, top)
 
 
@@ -91,22 +93,14 @@ def _moved(title: str, changes: Sequence[Moved], top: int | None) -> Table:
     numbers = ("before", "after", "change")
     table = _table(f"{title}: {len(changes)}", "tensor", *numbers, numbers=numbers)
     for moved in changes[:top]:
-        far = "other channels" if moved.change is None else f"{moved.change:.1%}"
-        table.add_row(escape(moved.tensor), _ends(moved.before), _ends(moved.after), far)
+        ends = _ends(moved.before), _ends(moved.after)
+        table.add_row(escape(printable(moved.tensor)), *ends, f"{moved.change:.1%}")
     return _cut(table, changes, top)
 
 
 def _ends(ends: tuple[float, float]) -> str:
     low, high = ends
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
-
-
-def _changed(title: str, changes: Sequence[Changed]) -> Table:
-    table = _table(title, "key", "before", "after")
-    for one in changes:
-        cells = ("-" if value is None else escape(value) for value in (one.before, one.after))
-        table.add_row(escape(one.key), *cells)
-    return table
 
 
 def _cut(table: Table, rows: Sequence[object], top: int | None) -> Table:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from onnxq.report.checkwords import printable, sentence, verdict
+from onnxq.errors import printable
+from onnxq.report.checkwords import sentence, verdict
 from onnxq.verify import Check
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from xml.etree import ElementTree as Xml
 
-from onnxq.report.checkwords import printable, sections, sentence
+from onnxq.errors import printable
+from onnxq.report.checkwords import sections, sentence
 from onnxq.verify import Check
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
+from onnxq.errors import printable
 from onnxq.report.checkwords import (
     VERDICTS,
     figure,
-    printable,
     sections,
     sentence,
     title,

@@ -20,6 +20,8 @@ from onnxq.verify import CONFIDENCE, Gate, LatencyFacts, Measured, MetricFacts, 
 # A difference in speed that nobody notices, however surely it was measured.
 SAME_SPEED = 0.02
 MOST_REASONS = 5
+# Titles of the table of the model's forms.
+FORMS = ("", "float", "prepared float", "output", "change")
 # What a node of a precision does, and what several do, behind their number.
 _HOW = {
     Precision.FP16: ("computes in float16", "compute in float16"),
@@ -36,7 +38,7 @@ def receipt_view(receipt: Receipt) -> RenderableType:
     """What was made, as a short table with its gates and notes."""
     measured = receipt.measured
     parts: list[RenderableType] = [_comparison(receipt), Text()]
-    parts += [Text.from_markup(line) for line in _outputs(measured)]
+    parts += [Text.from_markup(line) for line in accuracy_lines(measured)]
     parts += [Text.from_markup(line) for line in node_lines(receipt)]
     metric = measured.metric.name if measured.metric is not None else None
     if table := candidates_table(measured.candidates, metric):
@@ -50,26 +52,31 @@ def receipt_view(receipt: Receipt) -> RenderableType:
 
 
 def _comparison(receipt: Receipt) -> Table:
-    measured = receipt.measured
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for title in ("float", "prepared float", "output"):
-        table.add_column(title, justify="right")
-    table.add_column("change", justify="right")
-    sizes = (receipt.source.bytes, measured.prepared.bytes, receipt.output.bytes)
-    table.add_row("size", *map(size_text, sizes), f"{measured.size_ratio:.2f}x")
-    if measured.metric is not None:
-        table.add_row(*_metric_row(measured.metric))
-    if measured.latency is not None:
-        table.add_row(*_latency_row(measured.latency, measured.prepared.ms))
+    for index, title in enumerate(FORMS):
+        table.add_column(title, justify="right" if index else "left")
+    for row in form_rows(receipt):
+        table.add_row(*row)
     return table
+
+
+def form_rows(receipt: Receipt) -> list[list[str]]:
+    """What is told of each of ``FORMS``, in rich's markup."""
+    measured = receipt.measured
+    sizes = (receipt.source.bytes, measured.prepared.bytes, receipt.output.bytes)
+    rows = [["size", *map(size_text, sizes), f"{measured.size_ratio:.2f}x"]]
+    if measured.metric is not None:
+        rows.append(_metric_row(measured.metric))
+    if measured.latency is not None:
+        rows.append(_latency_row(measured.latency, measured.prepared.ms))
+    return rows
 
 
 def _metric_row(metric: MetricFacts) -> list[str]:
     drop = metric.output - metric.source
     change = f"{drop * 100:+.2f} points" if metric.name == "top1" else f"{drop:+.4f}"
     return [
-        f"{metric.name} ({metric.samples} samples)",
+        f"{escape(metric.name)} ({metric.samples} samples)",
         f"{metric.source:.4f}", "", f"{metric.output:.4f}", change,
     ]  # fmt: skip
 
@@ -102,7 +109,8 @@ def _differs(latency: LatencyFacts) -> bool:
     return abs(latency.ratio_prepared - 1) > max(latency.noise, SAME_SPEED)
 
 
-def _outputs(measured: Measured) -> list[str]:
+def accuracy_lines(measured: Measured) -> list[str]:
+    """How far every output is from the float model's, in rich's markup."""
     lines = []
     for name, facts in measured.outputs.items():
         parts = []
@@ -155,12 +163,17 @@ def _reason(reason: Reason) -> str:
 def gate_line(gate: Gate) -> str:
     """A budget and whether it was kept, in rich's markup."""
     word = "[green]kept[/]" if gate.passed else "[red]missed[/]"
-    value = "not measured" if gate.value is None else f"{gate.value:.4g}"
-    if gate.bound is not None:
-        side = "at most" if gate.name.startswith("max") else "at least"
-        value = f"{value} ({side} {gate.bound:.4g} with {CONFIDENCE:.0%} confidence)"
     note = f": {escape(gate.note)}" if gate.note else ""
-    return f"budget {gate.name} {gate.limit:g}: {value}, {word}{note}"
+    return f"budget {gate.name} {gate.limit:g}: {gate_value(gate)}, {word}{note}"
+
+
+def gate_value(gate: Gate) -> str:
+    """What was measured for a budget, and what that is at worst."""
+    value = "not measured" if gate.value is None else f"{gate.value:.4g}"
+    if gate.bound is None:
+        return value
+    side = "at most" if gate.name.startswith("max") else "at least"
+    return f"{value} ({side} {gate.bound:.4g} with {CONFIDENCE:.0%} confidence)"
 
 
 def plan_table(plan: QuantPlan) -> RenderableType:

@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from onnxq.errors import UsageError
+from onnxq.errors import UsageError, nearest
 from onnxq.types import Array, Feed, TensorSpec
 
 
@@ -36,12 +36,10 @@ class StateLoop:
             if output not in outputs:
                 raise UsageError(
                     f"state: the model has no output '{output}'",
-                    f"it has {', '.join(sorted(outputs))}",
+                    nearest(output, sorted(outputs)),
                 )
             if name not in specs:
-                raise UsageError(
-                    f"state: the model has no input '{name}'", f"it has {', '.join(specs)}"
-                )
+                raise UsageError(f"state: the model has no input '{name}'", nearest(name, specs))
             if name in fed:
                 raise UsageError(
                     f"state: input '{name}' is to get both '{fed[name]}' and '{output}'",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-
 import msgspec
 
-from onnxq.errors import UsageError
+from onnxq.errors import UsageError, nearest
 from onnxq.targets.table import TARGETS
 from onnxq.types import Precision
 
@@ -208,9 +206,7 @@ def get_provider(name: str) -> ProviderFacts:
     """
     if name in PROVIDERS:
         return PROVIDERS[name]
-    near = difflib.get_close_matches(name, [*PROVIDERS, AUTO], n=1)
-    known = ", ".join([*PROVIDERS, AUTO])
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {known}"
+    hint = nearest(name, [*PROVIDERS, AUTO])
     raise UsageError(
         f"unknown execution provider '{name}'", f"{hint}; a plugin needs its library (--ep-library)"
     )

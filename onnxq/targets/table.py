@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-
 from msgspec.structs import replace as with_fields
 
-from onnxq.errors import UsageError
+from onnxq.errors import UsageError, nearest
 from onnxq.targets.target import Kernel, Pairs, Support, Target
 from onnxq.types import Precision, QType
 
@@ -187,6 +185,4 @@ def get_target(name: str) -> Target:
     """
     if name in TARGETS:
         return TARGETS[name]
-    near = difflib.get_close_matches(name, TARGETS, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(TARGETS)}"
-    raise UsageError(f"unknown target '{name}'", hint)
+    raise UsageError(f"unknown target '{name}'", nearest(name, TARGETS))

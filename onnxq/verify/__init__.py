@@ -1,9 +1,8 @@
 """Measure what was made: accuracy, size, latency, and what really runs as int8."""
 
 from onnxq.verify.bootstrap import CONFIDENCE
-from onnxq.verify.changes import Change, Changes, RangeMove, changes_of
+from onnxq.verify.changes import ASIDE, Change, Changes, Figure, Moved, changes_of
 from onnxq.verify.compare import Comparison, scores_outputs
-from onnxq.verify.diff import Changed, Figure, Moved, NodeChange, ReceiptDiff, diff
 from onnxq.verify.fingerprint import GraphFacts, NodeFacts, graph_facts
 from onnxq.verify.gates import check_gates
 from onnxq.verify.judge import Judging
@@ -34,16 +33,16 @@ from onnxq.verify.receipt import (
     receipt_schema,
 )
 from onnxq.verify.regress import Check, CheckGate, other_machine, regressions
-from onnxq.verify.verify import Demands, Subjects, measure_speed, verify
+from onnxq.verify.verify import Demands, Subjects, measure_speed, placement_notes, verify
 
 __all__ = [
+    "ASIDE",
     "CONFIDENCE",
     "MOST_NOISE",
     "MUCH_NOISE",
     "ROUNDING_DB",
     "Candidate",
     "Change",
-    "Changed",
     "Changes",
     "Check",
     "CheckGate",
@@ -64,13 +63,10 @@ __all__ = [
     "MetricFacts",
     "ModelComparison",
     "Moved",
-    "NodeChange",
     "NodeFacts",
     "OutputFacts",
     "PreparedFacts",
-    "RangeMove",
     "Receipt",
-    "ReceiptDiff",
     "Run",
     "RunFacts",
     "Speed",
@@ -79,11 +75,11 @@ __all__ = [
     "changes_of",
     "check_gates",
     "compare_layers",
-    "diff",
     "graph_facts",
     "load_metric",
     "measure_speed",
     "other_machine",
+    "placement_notes",
     "receipt_schema",
     "regressions",
     "scores_outputs",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from msgspec.structs import replace as with_fields
 
-from onnxq.errors import UsageError
+from onnxq.errors import UsageError, nearest
 from onnxq.types import Array, Feed
 from onnxq.verify.bitmap import to_bitmap
 from onnxq.verify.bootstrap import ROUNDS, Indices, function_bound, share_bound
@@ -36,8 +36,9 @@ class Judging:
     def _start(self, feed: Feed, labels: Array, outputs: dict[str, Array]) -> None:
         self._started = True
         if self._judged is not None and self._judged not in outputs:
-            known = ", ".join(f"'{name}'" for name in outputs)
-            raise UsageError(f"there is no output '{self._judged}' to judge", f"known: {known}")
+            raise UsageError(
+                f"there is no output '{self._judged}' to judge", nearest(self._judged, outputs)
+            )
         if self._choice.function is None:
             self._choose(feed, labels, outputs)
         source, output = self._choice.make(self._judged), self._choice.make(self._judged)

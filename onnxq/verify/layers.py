@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from onnxq.data import Reader
 from onnxq.graph import Editor, Model, extract
 from onnxq.numerics import ErrorSums
 from onnxq.runtime import Session, TappedSession
+from onnxq.targets import CPU, Provider
 from onnxq.types import Array, Feed
 from onnxq.verify.match import Match, match_tensors, sources
 from onnxq.verify.models import ROUNDING_DB, Growth, LayerError
@@ -21,10 +22,10 @@ from onnxq.verify.receipt import MOST_DB, finite_db
 # The layers with the most new error, whose harm at the outputs is measured: each takes one run of
 # the float model.
 TRIED = 32
-# What the tensors of one pass over the samples, or the weights of several sessions, may take.
-PIECE_BYTES = 256_000_000
-# Tensors of one pass: the layer of each is a session of its own, open all the time.
-PIECE_TENSORS = 256
+# What is read of one model in one run may take, or what several sessions hold.
+PIECE_BYTES = 128_000_000
+# A session holds its weights, and memory for so many tensors that are in use at once.
+_IN_USE = 4
 _FLOATS = ("float16", "float32", "float64")
 
 
@@ -33,16 +34,18 @@ class Run:
     """How models are run.
 
     Attributes:
-        batch_size: Samples per run.
+        batch_size: Samples per run; fewer where their tensors would take too much memory.
         threads: Threads inside an operator.
         state: Input by output that is fed back, in each model from its own output.
         progress: Called with (samples run, samples to run), of several passes.
+        provider: Where they run.
     """
 
     batch_size: int = 8
     threads: int = 1
     state: Mapping[str, str] = field(default_factory=dict)
     progress: Callable[[int, int], None] | None = None
+    provider: Provider = CPU
 
 
 class Told(NamedTuple):
@@ -75,10 +78,16 @@ def compare_layers(
         RuntimeFailure: ONNX Runtime refuses a model, or fails on a feed.
     """
     run = run or Run()
-    pair, sizes = _paired(reference, other, reader, run)
-    parts = list(_parts(pair.rows, sizes, run.batch_size))
-    passes = len(parts) + len(list(_chunks(reference, pair.rows[:TRIED])))
-    counted = _Counted(reader, run, passes)
+    first = next(reader.batches(1))
+    pair = _paired(reference, other, first.feed, run)
+    taken = {tensor: math.ceil(size / first.count) for tensor, size in pair.rows.items()}
+    room = PIECE_BYTES // max(1, sum(taken.values()))
+    batch_size = 1 if run.state else max(first.count, min(run.batch_size, room))
+    sizes = {tensor: size * batch_size for tensor, size in taken.items()}
+    parts = list(_parts(pair.rows, sizes))
+    rounds = _rounds(pair, list(pair.rows)[:TRIED], sizes)
+    passes = len(parts) + sum(len(chunks) for _, chunks in rounds)
+    counted = _Counted(reader, run.progress, batch_size, passes)
     errors = {tensor: (ErrorSums(), ErrorSums()) for tensor in pair.rows}
     for part in parts:
         for tensor, told in _read(pair, part, counted, run):
@@ -87,7 +96,7 @@ def compare_layers(
     ratios = {tensor: finite_db(whole.sqnr_db) for tensor, (whole, _) in errors.items()}
     new = {t: finite_db(_ratio(whole.signal, part.noise)) for t, (whole, part) in errors.items()}
     tried = sorted((t for t in pair.rows if new[t] < ROUNDING_DB), key=lambda t: new[t])[:TRIED]
-    alone, output_db = _alone(pair, tried, counted, run)
+    alone, output_db = _alone(pair, _rounds(pair, tried, sizes), counted, run)
     counted.finish()
     layers = []
     for tensor in pair.rows:
@@ -130,47 +139,51 @@ class _Pair:
     Attributes:
         reference: The float model.
         other: The other one, with nodes that make floats of the integers that are compared.
+        layers: The float model, with an input in the place of each tensor that is read.
+        inlets: Names of these inputs by the tensors.
         matches: The tensors, by their names in the float model.
         taps: What to read in the other model, by the same names.
-        position: Where each of them stands in their order.
         sources: The nearest of them before each.
-        rows: Those that are compared: of floats.
+        rows: Those that are compared, of floats: bytes of the first feed's.
         unmatched: How many more the float model has.
     """
 
     reference: Model
     other: Model
+    layers: Model
+    inlets: Mapping[str, str]
     matches: Mapping[str, Match]
     taps: Mapping[str, str]
-    position: Mapping[str, int]
     sources: Mapping[str, tuple[str, ...]]
-    rows: tuple[str, ...]
+    rows: Mapping[str, int]
     unmatched: int
 
 
-def _paired(
-    reference: Model, other: Model, reader: Reader, run: Run
-) -> tuple[_Pair, dict[str, int]]:
-    """Match the tensors, and leave out those that differ in shape on the first sample.
-
-    Returns:
-        The models, and what each tensor takes on that feed in bytes per sample.
-    """
+def _paired(reference: Model, other: Model, feed: Feed, run: Run) -> _Pair:
+    """Match the tensors, and leave out those that differ in shape on a feed."""
     view = reference.view()
     every = match_tensors(view, other.view())
     known = {match.tensor: match for match in every.found if view.is_tensor(match.tensor)}
     tapped, taps = _with_taps(other, known)
-    first = next(reader.batches(1))
-    expected = TappedSession(reference, list(known), state=run.state).read(first.feed)
-    found = TappedSession(tapped, _names(taps, known), state=run.state).read(first.feed)
-    matches = {t: m for t, m in known.items() if expected[t].shape == found[taps[t]].shape}
-    rows = tuple(t for t in matches if str(expected[t].dtype) in _FLOATS and expected[t].size)
+    expected, found = (
+        _shapes(reference, known, feed, run),
+        _shapes(tapped, taps.values(), feed, run),
+    )
+    matches = {t: m for t, m in known.items() if expected[t] == found[taps[t]]}
     position = {tensor: place for place, tensor in enumerate(matches)}
-    near = {tensor: sources(view, [tensor], position) for tensor in matches}
-    lost = [match for match in every.found if match.tensor not in matches]
-    unmatched = every.unmatched + len(lost)
-    pair = _Pair(reference, tapped, matches, taps, position, near, rows, unmatched)
-    return pair, {t: expected[t].nbytes // first.count for t in rows}
+    sizes = {t: math.prod(expected[t]) * _width(view.dtype(t)) for t in matches}
+    layers, inlets = _cut(reference, matches)
+    return _Pair(
+        reference, tapped, layers, inlets, matches, taps,
+        sources={tensor: sources(view, tensor, position) for tensor in matches},
+        rows={tensor: size for tensor, size in sizes.items() if size},
+        unmatched=every.unmatched + len(every.found) - len(matches),
+    )  # fmt: skip
+
+
+def _width(dtype: str) -> int:
+    """Bytes of a float; 0 of what is none."""
+    return np.dtype(dtype).itemsize if dtype in _FLOATS else 0
 
 
 def _with_taps(other: Model, matches: Mapping[str, Match]) -> tuple[Model, dict[str, str]]:
@@ -197,41 +210,77 @@ def _with_taps(other: Model, matches: Mapping[str, Match]) -> tuple[Model, dict[
 _AXES = ("axis", "block_size")
 
 
-def _names(taps: Mapping[str, str], tensors: Mapping[str, object] | Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(taps[tensor] for tensor in tensors))
+def _shapes(
+    model: Model, tensors: Iterable[str], feed: Feed, run: Run
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of tensors on a feed, told by the graph: so they are never all in memory at once."""
+    editor, names = Editor(model), {tensor: f"{tensor}_compared_shape" for tensor in tensors}
+    for tensor, name in names.items():
+        editor.add_node("Shape", [tensor], [name], name=name)
+    found = _tapped(editor.finish(), list(names.values()), run).read(feed)
+    return {tensor: tuple(found[name].tolist()) for tensor, name in names.items()}
 
 
-def _parts(
-    tensors: Sequence[str], sizes: Mapping[str, int], batch_size: int
-) -> Iterator[tuple[str, ...]]:
+def _cut(reference: Model, known: Iterable[str]) -> tuple[Model, dict[str, str]]:
+    """The model with an input in the place of each known tensor, for all that read it.
+
+    Layers then know nothing of each other: one run makes what each of them makes of what it is
+    given.
+    """
+    view, editor, inlets = reference.view(), Editor(reference), {}
+    for tensor in known:
+        inlets[tensor] = inlet = f"{tensor}_read"
+        editor.add_input(inlet, tensor)
+        for use in view.uses(tensor):
+            if use.port < 0:
+                editor.redirect_captures(use.node, tensor, inlet)
+            else:
+                editor.redirect(use.node, use.port, inlet)
+    return editor.finish(), inlets
+
+
+def _parts(tensors: Iterable[str], sizes: Mapping[str, int]) -> Iterator[tuple[str, ...]]:
     """Cut the tensors into parts that can be read at once; each takes a pass over the samples."""
     part: list[str] = []
     room = PIECE_BYTES
     for tensor in tensors:
-        room -= sizes[tensor] * batch_size
-        if part and (room < 0 or len(part) == PIECE_TENSORS):
+        if part and sizes[tensor] > room:
             yield tuple(part)
-            part, room = [], PIECE_BYTES - sizes[tensor] * batch_size
+            part, room = [], PIECE_BYTES
         part.append(tensor)
+        room -= sizes[tensor]
     if part:
         yield tuple(part)
 
 
-def _chunks(reference: Model, tensors: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Cut the tensors into parts for each of which a whole model may be open."""
-    size = max(1, min(TRIED, PIECE_BYTES // max(1, reference.weight_bytes)))
-    return (tuple(tensors[start : start + size]) for start in range(0, len(tensors), size))
+# Tensors that are read at once, in chunks for each of which a whole model may be open.
+Rounds = list[tuple[tuple[str, ...], list[tuple[str, ...]]]]
+
+
+def _rounds(pair: _Pair, tensors: Sequence[str], sizes: Mapping[str, int]) -> Rounds:
+    held = pair.reference.weight_bytes + _IN_USE * max(sizes.values(), default=0)
+    size = max(1, PIECE_BYTES // max(1, held))
+    return [
+        (part, [part[start : start + size] for start in range(0, len(part), size)])
+        for part in _parts(tensors, sizes)
+    ]
 
 
 class _Counted:
     """Reads the samples several times, and tells how far that is."""
 
-    def __init__(self, reader: Reader, run: Run, passes: int) -> None:
-        self._reader, self._run, self._total = reader, run, passes * reader.size
-        self._done = 0
+    def __init__(
+        self,
+        reader: Reader,
+        progress: Callable[[int, int], None] | None,
+        batch_size: int,
+        passes: int,
+    ) -> None:
+        self._reader, self._progress, self._batch_size = reader, progress, batch_size
+        self._done, self._total = 0, passes * reader.size
 
     def feeds(self) -> Iterator[Feed]:
-        for batch in self._reader.batches(1 if self._run.state else self._run.batch_size):
+        for batch in self._reader.batches(self._batch_size):
             yield batch.feed
             self._done += batch.count
             self._tell()
@@ -242,8 +291,14 @@ class _Counted:
         self._tell()
 
     def _tell(self) -> None:
-        if self._run.progress is not None:
-            self._run.progress(min(self._done, self._total), self._total)
+        if self._progress is not None:
+            self._progress(min(self._done, self._total), self._total)
+
+
+def _tapped(model: Model, tensors: Sequence[str], run: Run) -> TappedSession:
+    return TappedSession(
+        model, tensors, state=run.state, provider=run.provider, threads=run.threads
+    )
 
 
 class _Probe:
@@ -252,53 +307,37 @@ class _Probe:
     def __init__(
         self, pair: _Pair, tensors: Sequence[str], run: Run, more: Sequence[str] = ()
     ) -> None:
-        self._pair, self._tensors, self._more = pair, tensors, more
-        near = [source for tensor in tensors for source in pair.sources[tensor]]
-        wanted = list(dict.fromkeys([*tensors, *more]))
-        self._reference = TappedSession(
-            pair.reference, wanted, state=run.state, threads=run.threads
-        )
+        self._pair, self._tensors = pair, tensors
+        self._reference = _tapped(pair.reference, list(dict.fromkeys([*tensors, *more])), run)
+        made = [tensor for tensor in tensors if pair.sources[tensor]]
+        self._near = list(dict.fromkeys(near for tensor in made for near in pair.sources[tensor]))
         outputs = [name for name in more if name in pair.other.view().output_names]
-        taps = [*_names(pair.taps, [*tensors, *near]), *outputs]
-        self._other = TappedSession(
-            pair.other, list(dict.fromkeys(taps)), state=run.state, threads=run.threads
-        )
-        self._layers = {
-            tensor: Session(layer, threads=run.threads)
-            for tensor, layer in _float_layers(pair, tensors).items()
-        }
+        taps = [pair.taps[tensor] for tensor in (*tensors, *self._near)]
+        self._other = _tapped(pair.other, list(dict.fromkeys([*taps, *outputs])), run)
+        self._layers = None
+        if made:
+            layers = extract(pair.layers, [pair.inlets[near] for near in self._near], made)
+            self._layers = Session(layers, provider=run.provider, threads=run.threads)
         self.expected: Feed = {}
         self.found: Feed = {}
+
+    def restart(self) -> None:
+        """Go back to the start of a sequence."""
+        self._reference, self._other = self._reference.sequence(), self._other.sequence()
 
     def read(self, feed: Feed) -> dict[str, Told]:
         """Run once; ``expected`` and ``found`` then hold all that was read of each model."""
         taps = self._pair.taps
+        self.expected = self.found = {}  # what was read before, before there is more
         self.expected, self.found = self._reference.read(feed), self._other.read(feed)
-        told = {}
-        for tensor in self._tensors:
-            expected, made = self.expected[tensor], self.expected[tensor]
-            if tensor in self._layers:
-                layer = self._layers[tensor]
-                made = layer.run(
-                    {spec.name: self.found[taps[spec.name]].astype(spec.dtype)
-                     for spec in layer.inputs}
-                )[tensor]  # fmt: skip
-            told[tensor] = Told(expected, self.found[taps[tensor]], made)
-        return told
-
-
-def _float_layers(pair: _Pair, tensors: Sequence[str]) -> dict[str, Model]:
-    """What makes each tensor out of its sources, in the float model.
-
-    To take a part out of a model costs time by all of the model's nodes: one part is taken for all
-    the tensors, and their layers out of that.
-    """
-    made = [tensor for tensor in tensors if pair.sources[tensor]]
-    if not made:
-        return {}
-    near = sources(pair.reference.view(), made, pair.position)
-    part = extract(pair.reference, near, made)
-    return {tensor: extract(part, pair.sources[tensor], [tensor]) for tensor in made}
+        made = self.expected
+        if self._layers is not None:
+            given = {self._pair.inlets[near]: self.found[taps[near]] for near in self._near}
+            specs = self._layers.inputs
+            made = made | self._layers.run(
+                {spec.name: given[spec.name].astype(spec.dtype, copy=False) for spec in specs}
+            )
+        return {t: Told(self.expected[t], self.found[taps[t]], made[t]) for t in self._tensors}
 
 
 class _Effect:
@@ -312,7 +351,7 @@ class _Effect:
         self._session = None
         if behind:
             part = extract(pair.reference, list(dict.fromkeys(known)), behind)
-            self._session = Session(part, threads=run.threads)
+            self._session = Session(part, provider=run.provider, threads=run.threads)
         self._errors = {name: ErrorSums() for name in outputs}
 
     def add(self, expected: Feed, told: Told) -> None:
@@ -344,7 +383,7 @@ def _siblings(pair: _Pair, tensor: str) -> list[str]:
 
 
 def _alone(
-    pair: _Pair, tensors: Sequence[str], counted: _Counted, run: Run
+    pair: _Pair, rounds: Rounds, counted: _Counted, run: Run
 ) -> tuple[dict[str, float], float | None]:
     """By tensor, the SQNR of the worst output with its new error alone; and with all error."""
     view = pair.reference.view()
@@ -355,17 +394,19 @@ def _alone(
     inputs = [spec.name for spec in view.inputs]
     alone: dict[str, float] = {}
     output_db = MOST_DB
-    for part in _chunks(pair.reference, tensors):
+    for part, chunks in rounds:
         beside = [name for tensor in part for name in _siblings(pair, tensor)]
         probe = _Probe(pair, part, run, [*inputs, *outputs, *beside])
-        effects = {tensor: _Effect(pair, tensor, outputs, run) for tensor in part}
-        whole = {name: ErrorSums() for name in outputs}
-        for feed in counted.feeds():
-            told = probe.read(feed)
-            for name, errors in whole.items():
-                _add(errors, probe.expected[name], probe.found[name])
-            for tensor, effect in effects.items():
-                effect.add(probe.expected, told[tensor])
-        alone |= {tensor: effect.worst_db for tensor, effect in effects.items()}
-        output_db = min(finite_db(errors.sqnr_db) for errors in whole.values())
+        for chunk in chunks:
+            probe.restart()
+            effects = {tensor: _Effect(pair, tensor, outputs, run) for tensor in chunk}
+            whole = {name: ErrorSums() for name in outputs}
+            for feed in counted.feeds():
+                told = probe.read(feed)
+                for name, errors in whole.items():
+                    _add(errors, probe.expected[name], probe.found[name])
+                for tensor, effect in effects.items():
+                    effect.add(probe.expected, told[tensor])
+            alone |= {tensor: effect.worst_db for tensor, effect in effects.items()}
+            output_db = min(finite_db(errors.sqnr_db) for errors in whole.values())
     return alone, output_db

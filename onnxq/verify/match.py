@@ -57,7 +57,7 @@ class Reading:
         tensor: Name of the tensor.
         scale: Name of the scale; empty for a float tensor.
         zero_point: Name of the zero point; empty where it is 0.
-        maker: The QuantizeLinear that made the integers, whose attributes count; None elsewhere.
+        maker: The QuantizeLinear or DequantizeLinear whose attributes count; None elsewhere.
     """
 
     tensor: str
@@ -136,31 +136,26 @@ def match_tensors(reference: GraphView, other: GraphView) -> Matches:
     return Matches(found, len(inputs) + len(chains) - len(found))
 
 
-def sources(
-    view: GraphView, tensors: Iterable[str], position: Mapping[str, int]
-) -> tuple[str, ...]:
-    """The nearest known tensors that some others are computed from, in order.
+def sources(view: GraphView, tensor: str, position: Mapping[str, int]) -> tuple[str, ...]:
+    """The nearest known tensors that another one is computed from, in order.
 
-    Together they determine these: every way from an input leads through one of them, where all
-    inputs are known.
+    Together they determine it: every way from an input leads through one of them, where all inputs
+    are known.
 
     Args:
         view: The graph.
-        tensors: What is computed; none of them is among its own sources.
+        tensor: What is computed; it is not among its own sources.
         position: Where each known tensor stands in the order.
     """
-    stack = list(tensors)
-    seen = set(stack)
-    found: set[str] = set()
-    made: set[str] = set()  # by nodes that are needed for another of their outputs
+    stack, seen = [tensor], {tensor}
+    found: list[str] = []
     while stack:
         maker = view.producer(stack.pop())
-        made.update(maker.outputs if maker is not None else ())
         for name in (*maker.inputs, *maker.captures) if maker is not None else ():
             if name and name not in seen:
                 seen.add(name)
-                (found.add if name in position else stack.append)(name)
-    return tuple(sorted(found - made, key=position.__getitem__))
+                (found if name in position else stack).append(name)
+    return tuple(sorted(found, key=position.__getitem__))
 
 
 def kind_of(op: str) -> str:
@@ -203,6 +198,7 @@ class _Side:
         self._readers: dict[str, list[NodeView]] = {}
         self._scaled: dict[str, Reading] = {}
         self._rounded: dict[str, Reading] = {}
+        self._restored: dict[str, Reading] = {}
         self._summed: dict[str, NodeView] = {}
         self.order: dict[str, None] = {spec.name: None for spec in view.inputs}
         self.makers: dict[str, tuple[NodeView, int]] = {}
@@ -229,6 +225,9 @@ class _Side:
             )
             if node.op == "QuantizeLinear" and node.inputs[0] == data[0]:
                 self._rounded.setdefault(data[0], self._scaled[out])
+            if node.op == "DequantizeLinear":
+                held, scale, zero = (*node.inputs, "")[:3]
+                self._restored.setdefault(data[0], Reading(held, scale, zero, node))
             return
         self.order |= dict.fromkeys(name for name in node.outputs if name)
         if node.op == "Mul" and len(data) == 1 and data[0] in self._summed:
@@ -258,8 +257,12 @@ class _Side:
                     )
 
     def reading(self, tensor: str) -> Reading:
-        """How the layers behind a tensor read it: rounded, where it is."""
-        return self._scaled.get(tensor) or self._rounded.get(tensor) or Reading(tensor)
+        """How the layers behind a tensor read it: rounded, where it is.
+
+        What makes floats of the integers again has a scale of its own, and its word counts.
+        """
+        ways = (self._restored, self._scaled, self._rounded)
+        return next((way[tensor] for way in ways if tensor in way), Reading(tensor))
 
     def chains(self) -> Iterator[_Chain]:
         """The layers in order, each with what may be folded into it."""

@@ -70,9 +70,14 @@ class Growth(msgspec.Struct, frozen=True):
 
     @property
     def worst(self) -> LayerError | None:
-        """The layer whose new error alone does the most harm; None where there is no error."""
+        """The layer whose new error alone does the most harm; None where there is no error.
+
+        Where no output is of floats nobody tells the harm: then the one with the most new error by
+        its signal.
+        """
         told = [layer for layer in self.layers if layer.alone_db is not None]
-        return min(told, key=lambda layer: (layer.alone_db, layer.new_db), default=None)
+        told = told or [layer for layer in self.layers if layer.new_db < ROUNDING_DB]
+        return min(told, key=lambda layer: (layer.alone_db or 0.0, layer.new_db), default=None)
 
 
 class Speed(msgspec.Struct, frozen=True):

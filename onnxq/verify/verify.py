@@ -116,7 +116,8 @@ def verify(
         return _unmeasured(subjects, notes)
     demands = demands or Demands()
     sessions = _open(subjects, provider, threads)
-    notes += _placed(sessions, provider)
+    names = ("the source", "the prepared float model", "the output")
+    notes += placement_notes(dict(zip(names, sessions, strict=True)), provider)
     comparison, judging, feed = Comparison(), Judging(metric or MetricChoice(), judge), None
     if reader is not None:
         loops = [_loop(subjects.source, state), _loop(subjects.source, state)]
@@ -239,11 +240,10 @@ def _open(subjects: Subjects, provider: Provider, threads: int) -> list[Session]
     return [source, prepared, output]
 
 
-def _placed(sessions: list[Session], provider: Provider) -> tuple[str, ...]:
-    """What ran on the CPU provider, although another one was asked for."""
-    names = ("the source", "the prepared float model", "the output")
+def placement_notes(sessions: Mapping[str, Session], provider: Provider) -> tuple[str, ...]:
+    """What of which model ran on the CPU provider, although another one was asked for."""
     notes = []
-    for name, session in zip(names, sessions, strict=True):
+    for name, session in sessions.items():
         if session.fallback is None:
             return (
                 "this ONNX Runtime does not tell which nodes ran on the CPU provider instead of "

@@ -24,8 +24,9 @@ from onnxruntime.quantization import (
 
 import onnxq
 from onnxq.errors import UsageError
-from onnxq.graph import Model
+from onnxq.graph import Model, with_constants
 from onnxq.plan import Recipe, VerifySettings
+from onnxq.report.compare import headline
 
 MODELS = Path(__file__).parents[2] / "models"
 DIGITS = MODELS / "digits_cnn.onnx"
@@ -144,6 +145,42 @@ def test_a_transformer_of_another_tool(tmp_path: Path) -> None:
         )
 
 
+def test_a_pair_that_contradicts_itself(
+    forms: dict[str, Path], images: np.ndarray, tmp_path: Path
+) -> None:
+    """Quantized with one scale and read with another: told of the layer whose result that is."""
+    model = onnx.load(forms["QDQ"])
+    readers = {name: node for node in model.graph.node for name in node.input}
+    pair = next(node for node in model.graph.node if node.name == "/conv2/Conv")
+    while pair.op_type != "DequantizeLinear":
+        pair = readers[pair.output[0]]
+    (scale,) = (t for t in model.graph.initializer if t.name == pair.input[1])
+    wrong = numpy_helper.to_array(scale) * np.float32(WRONG_SCALE)
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(wrong), "wrong"))
+    pair.input[1] = "wrong"
+    onnx.save(model, tmp_path / "planted.onnx")
+    growth = onnxq.compare_models(DIGITS, tmp_path / "planted.onnx", images, seconds=0).growth
+    assert growth.worst.node == "/conv2/Conv"
+    # 30 % more of everything, and nothing else: 20 log10(1 / 0.3), with the rounding below it
+    assert growth.worst.new_db == pytest.approx(10.46, abs=0.1)
+
+
+def test_a_fault_without_harm_is_not_named() -> None:
+    """Softmax takes out what all keys have in common: their bias has no effect on anything."""
+    source = onnxq.load(MODELS / "mnist_transformer.onnx")
+    view = source.view()
+    add = view.by_name["/layers/layers.0/attention/key/Add"]
+    bias = next(name for name in add.inputs if view.is_constant(name))
+    other = with_constants(source, {bias: np.asarray(view.constant(bias)) + np.float32(1)})
+    x = np.random.default_rng(0).standard_normal((8, 28, 28)).astype(np.float32)
+    found = onnxq.compare_models(source, other, x, recipe=Recipe(), seconds=0)
+    layers = {layer.node: layer for layer in found.growth.layers}
+    told = layers["/layers/layers.0/attention/key/MatMul"]
+    assert found.growth.output_db > 90  # float32 rounds to about 1e-6 of a signal: 120 dB
+    assert told.new_db < 20  # and yet the column of new error shows it
+    assert told.new_db == min(layer.new_db for layer in found.growth.layers)
+
+
 def test_the_same_model(images: np.ndarray) -> None:
     found = onnxq.compare_models(DIGITS, DIGITS, images, seconds=0)
     assert found.outputs["logits"].sqnr_db == 200
@@ -249,3 +286,28 @@ def test_scores_of_another_shape(judged: str | None, build: Callable[..., Model]
         one, other, data, lambda outputs, labels: outputs["y"].size, recipe=recipe, seconds=0
     )
     assert (found.metric.source, found.metric.output) == (15, 15)
+
+
+def test_answers_without_scores(build: Callable[..., Model]) -> None:
+    """Outputs of integers tell no harm: named is the layer with the most new error."""
+    text = (
+        "net (float[N,4] x) => (int64[N,1] y) {{ a = {} (x) b = Abs (a) y = ArgMax <axis=1> (b) }}"
+    )
+    x = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
+    one, other = (build(text.format(op)) for op in ("Sin", "Cos"))
+    found = onnxq.compare_models(one, other, x, recipe=Recipe(), seconds=0)
+    assert (found.growth.worst.tensor, found.growth.worst.alone_db) == ("a", None)
+    assert found.growth.output_db is None
+    assert headline(found).startswith("The most new error by its signal is at 'Sin_0'")
+    same = onnxq.compare_models(one, one, x, recipe=Recipe(), seconds=0)
+    assert same.growth.worst is None
+
+
+def test_an_output_more(build: Callable[..., Model]) -> None:
+    text = "net (float[N,4] x) => ({}) {{ a = Sin (x) y = Neg (a) }}"
+    one, other = (build(text.format(f"float[N,4] y{more}")) for more in ("", ", float[N,4] a"))
+    x = np.ones((5, 4), np.float32)
+    found = onnxq.compare_models(one, other, x, recipe=Recipe(), seconds=0)
+    assert found.notes == ("output 'a' is not compared: the second model alone has it",)
+    with pytest.raises(UsageError, match="the second model has no output 'a', which the first"):
+        onnxq.compare_models(other, one, x, recipe=Recipe(), seconds=0)

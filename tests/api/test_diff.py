@@ -8,12 +8,15 @@ from pathlib import Path
 import msgspec
 import pytest
 from msgspec.structs import replace
+from rich.console import Console
 
 import onnxq
 from onnxq.errors import UnusableError
 from onnxq.plan import NodePlan, QuantPlan, Recipe, VerifySettings
+from onnxq.report import diff_view
+from onnxq.report.checkwords import change_lines
 from onnxq.types import Precision, QParams, QType, Reason, TensorRange
-from onnxq.verify import Changed, Figure, Moved, NodeChange, Receipt, diff
+from onnxq.verify import Change, Changes, Figure, Moved, Receipt, changes_of
 
 MODELS = Path(__file__).parents[2] / "models"
 RECIPE = Recipe(
@@ -38,11 +41,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_one_layer_was_kept_float(files: tuple[Path, Path]) -> None:
     found = onnxq.diff_receipts(*files)
     before, after = (json.loads(path.read_bytes()) for path in files)
-    (node,) = found.nodes
-    assert (node.name, node.before, node.after) == ("/fc2/Gemm", "int8", "float")
-    assert (node.why_before, bool(node.why_after)) == ("", True)
-    assert not (found.only_before or found.only_after or found.ranges or found.versions)
-    assert found.recipe == (Changed("keep_float", "[]", '["/fc2/Gemm"]'),)
+    (node,) = found.plan
+    assert (node.kind, node.where, node.before) == ("precision", "/fc2/Gemm", "int8")
+    assert node.after.startswith("float (")  # and why
+    assert not (found.graph or found.ranges)
+    assert found.setting == (Change("recipe", "keep_float", "", '["/fc2/Gemm"]'),)
+    assert not found.none
     figures = {figure.name: figure for figure in found.figures}
     for name, read in {
         "SQNR of logits, dB": lambda r: r["measured"]["outputs"]["logits"]["sqnr_db"],
@@ -54,12 +58,12 @@ def test_one_layer_was_kept_float(files: tuple[Path, Path]) -> None:
         assert (figures[name].before, figures[name].after) == (read(before), read(after))
     assert figures["nodes that run as int8"].improved is False
     assert figures["test samples"].improved is None
-    assert found.notes == ()
 
 
 def test_the_same_receipt(files: tuple[Path, Path]) -> None:
     found = onnxq.diff_receipts(files[0], files[0])
-    assert found.empty
+    assert found.none
+    assert not (found.plan or found.setting)
     assert all(figure.before == figure.after for figure in found.figures)
 
 
@@ -70,8 +74,8 @@ def test_plans_in_files(files: tuple[Path, Path], tmp_path: Path) -> None:
         msgspec.json.encode(onnxq.diff_receipts.__globals__["load_receipt"](files[1]).plan)
     )
     found = onnxq.diff_receipts(files[0], plan)
-    assert [node.name for node in found.nodes] == ["/fc2/Gemm"]
-    assert found.figures == found.recipe == ()
+    assert [(node.kind, node.where) for node in found.plan] == [("precision", "/fc2/Gemm")]
+    assert found.figures == found.setting == found.ranges == ()
 
 
 @pytest.mark.parametrize("content", [b"{}", b"no json", None])
@@ -97,19 +101,19 @@ def test_nodes_of_one_alone() -> None:
     why = Reason("kept", "kept float", "c")
     one = plan(NodePlan("a", "Conv", Precision.INT8), NodePlan("c", "Add", Precision.INT8))
     other = plan(NodePlan("b", "Gemm", Precision.FP16), NodePlan("c", "Add", Precision.INT8, why))
-    found = diff(one, other)
-    assert found.only_before == (NodeChange("a", "Conv", Precision.INT8, None),)
-    assert found.only_after == (NodeChange("b", "Gemm", None, Precision.FP16),)
-    assert found.nodes == (  # the precision is the same, and the reason is new
-        NodeChange("c", "Add", Precision.INT8, Precision.INT8, "", "kept float"),
-    )
+    found = changes_of(one, other)
+    assert found.graph == (Change("removed", "a", "Conv"), Change("added", "b", "", "Gemm"))
+    # the precision is the same, and the reason is new
+    assert found.plan == (Change("reason", "c", "int8", "int8 (kept float)"),)
+    assert not found.none
+    assert changes_of(plan(*one.nodes[1:]), plan(*other.nodes[1:])).none
 
 
 def test_scales() -> None:
     one = plan(same=(0.1,), up=(0.1, 0.2), down=(0.4,), split=(0.1,), gone=(1.0,))
     other = plan(same=(0.1 + 1e-9,), up=(0.1, 0.25), down=(0.2,), split=(0.1, 0.2))
-    assert diff(one, other).scales == (
-        Moved("split", (0.1, 0.1), (0.1, 0.2), None),
+    assert changes_of(one, other).scales == (
+        Moved("split", (0.1, 0.1), (0.1, 0.2), 1.0),  # the farther channel is at twice the scale
         Moved("down", (0.4, 0.4), (0.2, 0.2), 0.5),
         Moved("up", (0.1, 0.2), (0.1, 0.25), pytest.approx(0.25)),
     )
@@ -127,19 +131,45 @@ def test_ranges_data_and_models(files: tuple[Path, Path]) -> None:
         data={"test": "e" * 64, "calibration": "d" * 64},
         environment=receipt.environment | {"onnxruntime": "9.9"},
     )
-    found = diff(one, other)
+    found = changes_of(one, other)
     assert found.ranges == (
-        Moved("c", (0, 0), (0, 1), None),  # by how much of no width at all, nobody can say
         Moved("b", (-1, 1), (-1.5, 3), 1.0),
+        Moved("c", (0, 0), (0, 1), 1.0),  # of the new width, where there was none
         Moved("a", (0, 4), (-1, 4), 0.25),
     )
-    versions = receipt.environment["onnxruntime"]
-    assert found.versions == (Changed("onnxruntime", versions, "9.9"),)
-    assert [note.split(":")[0] for note in found.notes] == [
+    path, short = receipt.source.path, receipt.source.sha256[:12]
+    assert found.setting == (
+        Change("source", "", f"{path} ({short})", f"{path} ({'f' * 12})"),
+        Change("data", "calibration", receipt.data["calibration"][:12], "d" * 12),
+        Change("data", "test", receipt.data["test"][:12], "e" * 12),
+        Change("version", "onnxruntime", receipt.environment["onnxruntime"], "9.9"),
+    )
+    shown = text_of(found)
+    for note in (
         "the receipts are of different models",
         "accuracy was measured on different test samples",
         "they were calibrated on different samples",
-    ]
+    ):
+        assert f"note: {note}\n" in shown
+
+
+def test_how_it_is_judged_is_aside(files: tuple[Path, Path]) -> None:
+    """`onnxq check` says nothing of it: neither limits nor paths make another model."""
+    receipt = Receipt.from_json(files[0].read_bytes())
+    recipe = replace(receipt.recipe, budgets=replace(receipt.recipe.budgets, min_sqnr=30.0))
+    source = replace(receipt.source, sha256="f" * 64)
+    found = changes_of(receipt, replace(receipt, recipe=recipe, source=source))
+    assert [change.kind for change in found.setting] == ["source", "judging"]
+    assert found.none
+    assert change_lines(found.setting) == []
+    assert "budgets.min_sqnr" in text_of(found)
+
+
+def text_of(found: Changes) -> str:
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(diff_view(found))
+    return "\n".join(line.rstrip() for line in shown.get().splitlines()) + "\n"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import jsonschema
 import numpy as np
 import onnx
 import pytest
 
+from onnxq.cli import main
 from onnxq.cli.main import COMMANDS, INTERRUPTED
 from onnxq.graph import Model, save
 from onnxq.verify import Receipt, receipt_schema
@@ -415,14 +418,26 @@ class TestInspect:
         assert "prepared: " not in onnxq("inspect", tmp_path / "net.onnx", "--no-prepare").out
 
 
+def all_commands() -> list[tuple[str, ...]]:
+    """Every command and subcommand, as the words that it is called by."""
+    context = click.Context(main)
+    found: list[tuple[str, ...]] = []
+    for name in COMMANDS:
+        command = main.get_command(context, name)
+        found.append((name,))
+        if isinstance(command, click.Group):
+            found += [(name, inner) for inner in command.list_commands(context)]
+    return found
+
+
 class TestHelp:
-    @pytest.mark.parametrize("command", COMMANDS)
-    def test_example(self, onnxq: Cli, command: str) -> None:
-        run = onnxq(command, "--help")
+    @pytest.mark.parametrize("words", all_commands(), ids=" ".join)
+    def test_example(self, onnxq: Cli, words: tuple[str, ...]) -> None:
+        run = onnxq(*words, "--help")
         assert run.code == 0
         assert "Examples:" in run.out
-        assert f"\n    onnxq {command} " in run.out
-        assert onnxq(command, "-h").out == run.out
+        assert re.search(rf"^    onnxq {' '.join(words)}( |$)", run.out, re.MULTILINE)
+        assert onnxq(*words, "-h").out == run.out
 
     def test_group(self, onnxq: Cli) -> None:
         run = onnxq("--help")

@@ -24,11 +24,11 @@ def test_tables_and_json(receipts: tuple[str, str], onnxq) -> None:
     run = onnxq("diff", *receipts)
     assert run.code == 0, run.err
     assert "nodes that changed: 1" in run.out
-    assert "int8 → float" in run.out
+    assert "precision" in run.out
     assert "keep_float" in run.out
     assert "↓" in run.out
     found = onnxq("diff", *receipts, "--json").json
-    assert [node["name"] for node in found["nodes"]] == ["/fc2/Gemm"]
+    assert [node["where"] for node in found["plan"]] == ["/fc2/Gemm"]
     assert {figure["name"] for figure in found["figures"]} >= {"bytes", "SQNR of logits, dB"}
     same = onnxq("diff", receipts[0], receipts[0])
     assert "nothing was decided otherwise" in same.out

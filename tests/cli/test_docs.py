@@ -125,7 +125,7 @@ def test_recipe_keys(section: str, struct: type[msgspec.Struct]) -> None:
 def test_recipe_page_has_all_tables() -> None:
     """The page's sections are the recipe's tables, and there is no other."""
     titles = re.findall(r"^## (.+)$", RECIPE_PAGE, re.MULTILINE)
-    assert titles == ["Example", "Presets", *SECTIONS]
+    assert titles == ["Example", "A first recipe", "Presets", *SECTIONS]
 
 
 def test_recipe_page_has_all_presets_and_precisions() -> None:
@@ -134,9 +134,13 @@ def test_recipe_page_has_all_presets_and_precisions() -> None:
 
 
 def test_recipe_example() -> None:
-    (text,) = re.findall(r"```toml\n(.*?)```", RECIPE_PAGE, re.DOTALL)
-    recipe = msgspec.convert(tomllib.loads(text), Recipe)
+    texts = re.findall(r"```toml\n(.*?)```", RECIPE_PAGE, re.DOTALL)
+    recipe, inline = (msgspec.convert(tomllib.loads(text), Recipe) for text in texts)
     assert recipe.precision == "int8"
     assert recipe.data.preprocess is not None
     assert recipe.budgets.max_drop == 0.005
     assert [str(rule) for rule in recipe.layers] == ["position 'last'", "name '/blocks/*/fc?/Gemm'"]
+    assert [str(rule) for rule in inline.layers] == [
+        "position 'first'",
+        "name '/blocks/*/fc?/Gemm'",
+    ]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
 from onnxq.graph import Model, save
 from onnxq.plan import preset_text, presets
 
 MODEL = "digits_cnn.onnx"
+MODELS = sorted((Path(__file__).parents[2] / "models").glob("*.onnx"))
 Cli = Callable[..., Any]
 
 
@@ -50,7 +54,7 @@ class TestRecipe:
         [
             (("recipe", "show", "mobil"), "error: unknown preset 'mobil'; did you mean 'mobile'?"),
             (("recipe", "show"), "Missing argument 'NAME'"),
-            (("recipe", "shwo"), "No such command 'shwo'"),
+            (("recipe", "shwo"), "no such command 'shwo'; did you mean 'show'?"),
             (("quantize", MODEL, "--preset", "mobil"), "did you mean 'mobile'?"),
             (
                 ("quantize", MODEL, "--preset", "mobile", "--recipe", "r.toml"),
@@ -65,6 +69,70 @@ class TestRecipe:
         assert run.code == 2
         assert run.out == ""
         assert told in run.err
+
+
+class TestInit:
+    @pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
+    def test_is_found_and_changes_nothing(
+        self, onnxq: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path
+    ) -> None:
+        """Every command reads the recipe of a shipped model, and does what it does without."""
+        monkeypatch.chdir(tmp_path)
+        shutil.copy(model, "net.onnx")
+        plan = onnxq("quantize", "net.onnx", "--dry-run", "--json")
+        run = onnxq("recipe", "init", "net.onnx")
+        assert (run.code, run.out, run.err) == (0, "wrote net.onnxq.toml\n", "")
+        again = onnxq("quantize", "net.onnx", "--dry-run", "--json")
+        assert again.code == 0, again.err
+        assert again.json == plan.json
+
+    @pytest.mark.parametrize("model", ["digits_cnn", "mnist_transformer"])
+    def test_everything_in_it_can_be_said(
+        self, onnxq: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+    ) -> None:
+        """With all settings uncommented and the data that they name, a model is quantized."""
+        monkeypatch.chdir(tmp_path)
+        shutil.copy(next(path for path in MODELS if path.stem == model), "net.onnx")
+        assert onnxq("recipe", "init", "net.onnx").code == 0
+        recipe = tmp_path / "net.onnxq.toml"
+        text = re.sub(
+            r"^(\s*)# (?=\{|[a-z_0-9]+ = )", r"\1", recipe.read_text(), flags=re.MULTILINE
+        )
+        assert "seconds = 5.0" in text
+        recipe.write_text(text.replace("seconds = 5.0", "seconds = 0"))
+        generator = np.random.default_rng(0)
+        shape = (40, 8, 8, 1) if model == "digits_cnn" else (40, 28, 28)  # channels are last
+        for name in ("samples.npz", "test.npz"):
+            images = generator.uniform(0, 255, shape).astype(np.float32)
+            np.savez(name, image=images, labels=generator.integers(0, 10, 40))
+        run = onnxq("quantize", "net.onnx", "--dry-run", "--json")
+        assert run.code == 0, run.err
+        kept = [
+            node for node in run.json["nodes"] if (node["reason"] or {}).get("code") == "kept-float"
+        ]
+        assert len(kept) >= 3  # the first, the last, and a family
+
+    def test_is_not_overwritten(self, onnxq: Cli, digits: Path) -> None:
+        before = (digits / "digits_cnn.onnxq.toml").read_text()
+        run = onnxq("recipe", "init", MODEL)
+        assert run.code == 3
+        assert "'digits_cnn.onnxq.toml' exists already; overwrite it with --force" in run.err
+        assert (digits / "digits_cnn.onnxq.toml").read_text() == before
+        assert onnxq("recipe", "init", MODEL, "--force").code == 0
+        assert (digits / "digits_cnn.onnxq.toml").read_text() != before
+
+    def test_elsewhere(self, onnxq: Cli, digits: Path) -> None:
+        assert onnxq("recipe", "init", MODEL, "-o", "other.toml").out == "wrote other.toml\n"
+        written = (digits / "other.toml").read_text()
+        for args in (("--stdout",), ("-o", "-")):
+            run = onnxq("recipe", "init", MODEL, *args)
+            assert (run.code, run.out, run.err) == (0, written, "")
+        assert not (digits / "-").exists()
+
+    def test_never_over_the_model(self, onnxq: Cli, digits: Path) -> None:
+        run = onnxq("recipe", "init", MODEL, "-o", MODEL, "--force")
+        assert run.code == 3
+        assert "is one of the files that are read" in run.err
 
 
 class TestPreset:

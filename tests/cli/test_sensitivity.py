@@ -84,7 +84,7 @@ def test_writes_files(onnxq: Cli, digits: Path) -> None:
         (["--csv", MODEL, "--force"], 3, "is one of the files that are read"),
         (["--csv", "x", "--html", "./x"], 2, "two outputs have the same name"),
         (["--html", "nowhere/x.html"], 3, "cannot write 'nowhere/x.html'"),
-        (["--precision", "int7"], 2, "layers cannot be tried in precision 'int7'; known: fp16, "),
+        (["--precision", "int7"], 2, "in precision 'int7'; did you mean 'int8'?"),
         (["--data", "nothing.npz"], 3, "nothing.npz"),
         (["--jobs", "2", "--cluster", "tcp://x:1"], 2, "give one"),
     ],

@@ -10,9 +10,10 @@ import pytest
 from msgspec.structs import replace
 from rich.console import Console
 
+from onnxq.errors import printable
 from onnxq.report import check_markdown, check_view, to_annotations, to_junit
-from onnxq.report.checkwords import change_lines, printable, range_lines, sentence
-from onnxq.verify import Change, Changes, Check, CheckGate, RangeMove
+from onnxq.report.checkwords import change_lines, range_lines, sentence
+from onnxq.verify import Change, Changes, Check, CheckGate, Moved
 
 # Names that break what is not escaped, in each of the forms.
 EVIL = "a&b<c>[red]|`x`_y_\x01\n::error::%0A"
@@ -39,7 +40,7 @@ CHECK = Check(
             *(Change("added", f"mul{i}", after="Mul") for i in range(7)),
         ),
         plan=(Change("precision", EVIL, "int8", "float"),),
-        ranges=tuple(RangeMove(f"t{i}", (0, 1), (0, 2.5), 1.5) for i in range(8)),
+        ranges=tuple(Moved(f"t{i}", (0, 1), (0, 2.5), 1.5) for i in range(8)),
         setting=(Change("data", "calibration", "aaa", "bbb"),),
     ),
     plan="the baseline's, on 9 of 16 nodes; 7 new ones by the recipe",
@@ -49,7 +50,7 @@ KEPT = replace(
     CHECK,
     passed=True,
     gates=tuple(replace(gate, status="passed") for gate in CHECK.gates[:3]),
-    changes=Changes((), (), (), ()),
+    changes=Changes(),
 )
 
 
@@ -98,7 +99,7 @@ class TestOrders:
         changes=Changes(
             graph=(Change("removed", ORDERS, ORDERS), Change("weights", ORDERS)),
             plan=(Change("precision", ORDERS, ORDERS, ORDERS),),
-            ranges=(RangeMove("::stop-commands::tok::", (0, 1), (0, 2.5), 1.5),),
+            ranges=(Moved("::stop-commands::tok::", (0, 1), (0, 2.5), 1.5),),
             setting=(),
         ),
         plan=ORDERS,

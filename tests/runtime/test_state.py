@@ -71,8 +71,8 @@ def test_outputs_are_those_that_are_fed_back() -> None:
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"nothing": "h"}, "the model has no output 'nothing'; it has count_out, h_out, y"),
-        ({"h_out": "nothing"}, "the model has no input 'nothing'; it has x, h, count"),
+        ({"nothing": "h"}, "the model has no output 'nothing'; known: count_out, h_out, y"),
+        ({"h_out": "nothing"}, "the model has no input 'nothing'; known: x, h, count"),
         ({"h_out": "h", "y": "h"}, "input 'h' is to get both 'h_out' and 'y'"),
     ],
 )

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from types import SimpleNamespace
-from weakref import WeakSet
 
 import numpy as np
 import pytest
 
-from onnxq.graph import Model, extract, with_constants
-from onnxq.runtime import Session
+from onnxq.graph import Model, with_constants
+from onnxq.runtime import Session, TappedSession
 from onnxq.verify import Growth, compare_layers
 from onnxq.verify import layers as subject
 from onnxq.verify.match import sources
@@ -171,45 +170,75 @@ def test_sizes_that_depend_on_values(build: Callable[[str], Model]) -> None:
     assert layers["y"].sqnr_db > 10
 
 
-@pytest.mark.parametrize("kept", ["a", "b"])
-def test_sources_of_a_half(kept: str, build: Callable[[str], Model]) -> None:
+def test_sources_of_a_half(build: Callable[[str], Model]) -> None:
     model = build("""net (float[N,4] x) => (float[N,2] y) <int64[2] n = {2, 2}>
     { a, b = Split <axis = 1> (x, n) y = Add (a, b) }""")
-    assert sources(model.view(), ["y"], {"x": 0, kept: 1}) == ("x",)
-    assert sources(model.view(), ["y"], {"x": 0, "a": 1, "b": 2}) == ("a", "b")
+    assert sources(model.view(), "y", {"x": 0, "a": 1}) == ("x", "a")
+    assert sources(model.view(), "y", {"x": 0, "a": 1, "b": 2}) == ("a", "b")
 
 
-def test_work_and_open_sessions_are_bounded(
-    build: Callable[[str], Model], x: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a long chain each part is taken out of the model once, and then closed again."""
-    names = ["x", *(f"t{place}" for place in range(20)), "y"]
+def chain(build: Callable[[str], Model], length: int) -> Model:
+    names = ["x", *(f"t{place}" for place in range(length - 1)), "y"]
     nodes = " ".join(f"{out} = Sin ({name})" for name, out in pairwise(names))
-    model = build(f"net (float[N,4] x) => (float[N,4] y) {{ {nodes} }}")
-    walked: list[int] = []
-    sessions: WeakSet[Session] = WeakSet()
-    most_open = 0
+    return build(f"net (float[N,4] x) => (float[N,4] y) {{ {nodes} }}")
 
-    def counted_extract(whole: Model, inputs: list[str], outputs: list[str]) -> Model:
-        walked.append(len(whole.view().nodes))
-        return extract(whole, inputs, outputs)
 
-    def counted_session(*given: object, **named: object) -> Session:
-        nonlocal most_open
-        session = Session(*given, **named)
-        sessions.add(session)
-        most_open = max(most_open, len(sessions))
-        return session
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What sessions are opened, by kind and how many tensors are read of each."""
+    found: list[tuple[str, int]] = []
 
-    monkeypatch.setattr(subject, "PIECE_TENSORS", 4)
-    monkeypatch.setattr(subject, "extract", counted_extract)
-    monkeypatch.setattr(subject, "Session", counted_session)
-    found = compare_layers(model, model, Samples(x))
-    assert [layer.sqnr_db for layer in found.layers] == [200] * 22
-    assert most_open == 4
-    # 22 tensors in parts of four; the input of the model has no layer
-    assert walked.count(21) == 6
-    assert max(count for count in walked if count != 21) == 4
+    def counted(kind: str, start: type) -> Callable[..., object]:
+        def open_one(model: Model, *given: object, **named: object) -> object:
+            read = given[0] if given else model.view().outputs
+            found.append((kind, len(read)))
+            return start(model, *given, **named)
+
+        return open_one
+
+    monkeypatch.setattr(subject, "Session", counted("layers", Session))
+    monkeypatch.setattr(subject, "TappedSession", counted("model", TappedSession))
+    return found
+
+
+def test_a_long_chain_is_opened_no_more_often(
+    build: Callable[[str], Model], x: np.ndarray, opened: list[tuple[str, int]]
+) -> None:
+    """Each model once for the shapes and once for the tensors, and the layers all at once."""
+    for length in (20, 600):
+        opened.clear()
+        found = compare_layers(chain(build, length), chain(build, length), Samples(x))
+        assert [layer.sqnr_db for layer in found.layers] == [200] * (length + 1)
+        all_of_it = ("model", length + 1)
+        assert opened == [all_of_it] * 4 + [("layers", length)]
+
+
+def test_what_is_read_at_once_is_bounded(
+    build: Callable[[str], Model],
+    x: np.ndarray,
+    opened: list[tuple[str, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """First fewer samples are run at once, and only then fewer tensors."""
+    model, fed = chain(build, 9), []
+    read = TappedSession.read
+
+    def counted(session: object, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        fed.append(len(feed["x"]))
+        return read(session, feed)
+
+    monkeypatch.setattr(TappedSession, "read", counted)
+    row = 16  # bytes of one sample of one tensor, of which there are ten
+    for room, samples, tensors in ((1000, 6, 10), (200, 1, 10), (50, 1, 3)):
+        opened.clear()
+        fed.clear()
+        monkeypatch.setattr(subject, "PIECE_BYTES", room)
+        compare_layers(model, model, Samples(x))
+        assert max(fed) == samples
+        parts = [count for kind, count in opened if kind == "layers"]
+        assert sum(parts) == 9
+        assert max(parts) == min(tensors, 9)
+        assert samples * tensors * row <= room
 
 
 def test_halves_in_other_parts(
@@ -224,6 +253,22 @@ def test_halves_in_other_parts(
     other = build(text.replace("HALVES", sliced).replace("(c, b)", "(c, k)"))
     whole = compare_layers(reference, other, Samples(x))
     assert [layer.tensor for layer in whole.layers] == ["x", "a", "c", "y"]
-    monkeypatch.setattr(subject, "PIECE_TENSORS", 2)
+    monkeypatch.setattr(subject, "PIECE_BYTES", 1)
     assert compare_layers(reference, other, Samples(x)) == whole
     assert {layer.new_db for layer in whole.layers} == {200}
+
+
+def test_a_body_reads_what_the_other_model_reads(
+    build: Callable[[str], Model], x: np.ndarray
+) -> None:
+    """What a body captures is an input of the layer as well."""
+    text = """net (float[N,4] x) => (float[N,4] y) <float s = {S}, bool yes = {1}>
+    { [scale] a = Mul (x, s) [if] b = If (yes) <
+        then_branch = one () => (float[N,4] u) { u = Sin (a) },
+        else_branch = two () => (float[N,4] v) { v = Cos (a) }> [y] y = Neg (b) }"""
+    models = (build(text.replace("{S}", f"{{{scale}}}")) for scale in (1.0, 1.5))
+    found = compare_layers(*models, Samples(x))
+    layers = by_tensor(found)
+    assert found.worst.node == "scale"
+    assert layers["b"].sqnr_db < 20
+    assert layers["b"].new_db > 100

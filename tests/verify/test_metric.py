@@ -70,7 +70,7 @@ class TestTop1:
         assert (named.facts(3).judged, named.facts(3).source, named.notes) == ("logits", 2 / 3, ())
 
     def test_output_that_is_not_there(self) -> None:
-        with pytest.raises(UsageError, match=r"no output 'logit' to judge; known: 'logits'"):
+        with pytest.raises(UsageError, match=r"no output 'logit' to judge; did you mean 'logits'"):
             judged({"logits": SCORES}, LABELS, "logit")
 
     @pytest.mark.parametrize(
