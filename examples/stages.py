@@ -1,4 +1,11 @@
-"""The stages by hand: each is a function from values to a value."""
+"""The stages by hand: each is a function from values to a value.
+
+Load, prepare, classify, calibrate, plan, rewrite, save: what ``onnxq.quantize`` does before it
+measures. Takes 1 s. What it prints::
+
+    $ python examples/stages.py
+    13 quantized tensors, 2 groups that share a scale
+"""
 
 from onnxq.calibrate import ObserverSpec, Setup, calibrate
 from onnxq.data import open_data
