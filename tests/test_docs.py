@@ -1,6 +1,7 @@
 """What the examples make. That every block of the docs runs is tested in tests/docs."""
 
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -53,3 +54,22 @@ def test_example_observer_chooses_ranges(tmp_path: Path, monkeypatch: pytest.Mon
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["tensors"]["logits"]["hi"] == 8
+
+
+def test_tables_of_results_are_of_their_figures() -> None:
+    made = runpy.run_path(str(ROOT / "scripts/write_results.py"))
+    told = json.loads((ROOT / "docs/results.json").read_text("utf-8"))
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert made["page"](told) == (ROOT / "docs/results.md").read_text("utf-8")
+    assert made["readme"](told, text) == text
+    assert all(f"`{name}`" in text for name in made["SHOWN"])
+
+
+def test_pictures_of_terminals_load_nothing() -> None:
+    pictures = sorted((ROOT / "docs/terminal").glob("*.svg"))
+    assert len(pictures) == 4
+    for picture in pictures:
+        text = picture.read_text("utf-8")
+        addresses = set(re.findall(r"https?://[^\s\"')]+", text))
+        assert addresses == {"http://www.w3.org/2000/svg"}
+        assert not re.search(r"<script|@import|@font-face|url\((?!#)", text)

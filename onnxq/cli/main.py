@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from typing import Any
 
@@ -11,7 +12,7 @@ import click
 
 from onnxq.cli.group import Commands
 from onnxq.cli.outline import outlined
-from onnxq.errors import OnnxqError, printable_lines
+from onnxq.errors import OnnxqError, printable, printable_lines
 
 # Name and one line of help; the module of a command is imported when it is called.
 COMMANDS = {
@@ -41,6 +42,13 @@ Examples:
 
 class LazyGroup(Commands):
     """A group whose commands are imported when they are called, so that ``--help`` is instant."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse names that receipts, pages and JSON cannot hold, before the work."""
+        for arg in args if not ctx.resilient_parsing else ():
+            if re.search("[\ud800-\udfff]", arg):  # what stands for bytes that are not UTF-8
+                raise click.UsageError(f"'{printable(arg)}' is not UTF-8; rename the file", ctx)
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of the commands."""

@@ -101,14 +101,15 @@ def _paths(incomplete: str, suffixes: Sequence[str]) -> list[CompletionItem[str]
     folder = incomplete[: incomplete.rfind("/") + 1]
     begun = incomplete.removeprefix(folder)
     try:
-        entries = sorted(Path(folder or ".").expanduser().iterdir())
-    except OSError:
-        entries = []
-    names = (
-        path.name
-        for path in entries
-        if path.name.endswith(tuple(suffixes) or "") and path.name.isprintable() and path.is_file()
-    )
+        names = [
+            path.name
+            for path in sorted(Path(folder or ".").expanduser().iterdir())
+            if path.name.endswith(tuple(suffixes) or "")
+            and path.name.isprintable()
+            and path.is_file()
+        ]
+    except (OSError, RuntimeError):  # no folder, none to look into, or no such user's home
+        names = []
     found = [name for name in names if name.startswith(begun) and (begun or name[0] != ".")]
     return [
         CompletionItem(incomplete, type="dir"),

@@ -12,8 +12,9 @@ from rich.segment import Segment
 
 from onnxq.errors import printable, printable_lines
 
-# JSON strings need no escapes for these, but terminals obey them: C1 controls, marks of direction.
-_OBEYED = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# JSON strings need no escapes for these, but terminals obey them: C1 controls, marks of direction;
+# and CI runners obey ``##[``.
+_OBEYED = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]|(?<=#)#")
 
 
 class Terminal(Console):

@@ -79,16 +79,20 @@ def _type(tensor: str, wide: set[str], target: Target) -> QType:
 
 
 def _within_clamps(nodes: list[NodeInfo], ranges: dict[str, TensorRange]) -> dict[str, TensorRange]:
-    """Ranges behind a Relu or Clip, no wider than what was seen there.
+    """Ranges behind a Relu or Clip, no wider than what was seen there where it cuts.
 
     An observer may choose a wider one. It would not cut what the clamp cuts, so that the clamp and
-    the layer before it would run as float.
+    the layer before it would run as float. A Relu cuts nothing at its upper end.
     """
-    behind = (t for node in nodes if node.kernel is Kernel.CLAMP for t in node.outputs)
-    seen = {tensor: ranges[tensor] for tensor in behind if tensor in ranges}
+    behind = {t: node.op for node in nodes if node.kernel is Kernel.CLAMP for t in node.outputs}
     return {
-        tensor: with_fields(found, lo=max(found.lo, found.min), hi=min(found.hi, found.max))
-        for tensor, found in seen.items()
+        tensor: with_fields(
+            found,
+            lo=max(found.lo, found.min),
+            hi=found.hi if op == "Relu" else min(found.hi, found.max),
+        )
+        for tensor, op in behind.items()
+        if (found := ranges.get(tensor)) is not None
     }
 
 

@@ -229,7 +229,10 @@ def _cut(reference: Model, known: Iterable[str]) -> tuple[Model, dict[str, str]]
     """
     view, editor, inlets = reference.view(), Editor(reference), {}
     for tensor in known:
-        inlets[tensor] = inlet = f"{tensor}_read"
+        inlet = f"{tensor}_read"
+        while editor.has_tensor(inlet):
+            inlet += "_"
+        inlets[tensor] = inlet
         editor.add_input(inlet, tensor)
         for use in view.uses(tensor):
             if use.port < 0:

@@ -137,6 +137,7 @@ class TestFiles:
         assert complete("inspect", "models/") == [("dir", "models/"), inner]
         assert plain(complete("inspect", f"{folder}/models/i")) == [f"{folder}/models/inner.onnx"]
         assert plain(complete("inspect", "nowhere/")) == []
+        assert plain(complete("inspect", "~no-such-user/")) == []
         monkeypatch.setenv("HOME", str(folder))
         assert plain(complete("inspect", "~/models/")) == ["~/models/inner.onnx"]
 

@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from onnxq.cli.terminal import Terminal
+from onnxq.cli.terminal import Terminal, echo_json
 from onnxq.errors import OnnxqError
 from onnxq.graph import Model, save
 
@@ -118,6 +118,22 @@ class TestTerminal:
         table.add_row("##[x]", "two\nlines")
         Console(file=plain, width=60).print(table)
         assert self.shown(table) == plain.getvalue()
+
+
+def test_json_gives_no_runner_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["##[add-mask]x", "a###[b]", "#", "# #"]
+    echo_json(names)
+    shown = capsys.readouterr().out
+    assert "##" not in shown
+    assert json.loads(shown) == names
+
+
+@pytest.mark.parametrize("command", ["inspect", "bench", "quantize"])
+def test_names_that_are_not_utf_8(onnxq: Cli, tmp_path: Path, command: str) -> None:
+    """Neither JSON nor a page could hold one, and that would be found out after the work."""
+    run = onnxq(command, str(tmp_path / "m\udcff.onnx"))
+    assert (run.code, run.out) == (2, "")
+    assert "m?.onnx' is not UTF-8; rename the file" in run.err
 
 
 def test_error_of_the_library_is_printable() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from types import SimpleNamespace
@@ -76,6 +77,22 @@ def test_figures(build: Callable[[str], Model], x: np.ndarray) -> None:
     assert found.worst == min((layers["a"], layers["y"]), key=lambda layer: layer.alone_db)
     share = found.share(layers["a"])
     assert share == pytest.approx(np.sum((m @ w3 - y) ** 2) / np.sum((z - y) ** 2), rel=0.01)
+
+
+def test_names_of_its_own_collide_with_none(build: Callable[[str], Model], x: np.ndarray) -> None:
+    """Names of tensors decide nothing, those that sound like its own inputs neither."""
+    told = []
+    for names in ("x a b c", "x x_read x_read_ x_read_read"):
+        text = NET
+        for old, new in zip("xabc", names.split(), strict=True):
+            text = re.sub(rf"\b{old}\b", new, text)
+        reference = build(text)
+        w1 = reference.view().constant("w1")
+        other = with_constants(reference, {"w1": w1 * np.float32(1.1)})
+        layers = compare_layers(reference, other, Samples(x)).layers
+        told.append([(layer.node, layer.sqnr_db, layer.new_db) for layer in layers])
+    assert told[0] == told[1]
+    assert len(told[0]) == 4
 
 
 def test_amplifying_is_no_fault(build: Callable[[str], Model], x: np.ndarray) -> None:
