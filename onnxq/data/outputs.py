@@ -8,7 +8,6 @@ from pathlib import Path
 
 from onnxq.data.images import is_image
 from onnxq.errors import OutputError
-from onnxq.graph import check_writable
 
 
 def check_output(target: Path, sources: Sequence[Path], *, force: bool) -> None:
@@ -23,6 +22,8 @@ def check_output(target: Path, sources: Sequence[Path], *, force: bool) -> None:
         OutputError: It exists already, is a folder or is read, its folder cannot be written to, or
             it would be one of the samples in a folder that is read.
     """
+    from onnxq.graph import check_writable  # reading data must not cost the import of onnx
+
     check_writable(target, sources, force=force)
     place = target.resolve()
     for folder in (source for source in sources if source.is_dir()):

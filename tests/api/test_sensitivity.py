@@ -89,7 +89,10 @@ def test_times_are_there_when_wanted() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"precisions": ["int9"]}, "layers cannot be tried in precision 'int9'; known: "),
+        (
+            {"precisions": ["int9"]},
+            "in precision 'int9'; did you mean 'int8'",
+        ),
         ({"precisions": ["float"]}, "layers cannot be tried in precision 'float'"),
         ({"precisions": ["int8", "int16"]}, "try one at a time"),
         ({"precisions": ["int8-weights"], "data": None, "test_data": None}, "give --data"),

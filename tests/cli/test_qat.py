@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -344,20 +341,6 @@ class TestMistakes:
 class TestPage:
     page = (ROOT / "docs/qat.md").read_text(encoding="utf-8")
 
-    @pytest.fixture
-    def models(self, digits: Path) -> Path:
-        """Shipped files where the page has them, without the model's recipe."""
-        (digits / "models").mkdir()
-        for name in ("digits_cnn.onnx", "digits_calibration.npz"):
-            (digits / name).rename(digits / "models" / name)
-        return digits
-
-    def test_commands_run(self, onnxq: Cli, models: Path) -> None:
-        lines = re.findall(r"^onnxq (qat models/.+)$", self.page, re.MULTILINE)
-        assert len(lines) == 3
-        for line in lines:
-            assert onnxq(*shlex.split(line), "--force", "--quiet").code == 0, line
-
     def test_options_exist(self, onnxq: Cli) -> None:
         known = onnxq("qat", "--help").out + onnxq("quantize", "--help").out
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", self.page)) <= set(
@@ -372,14 +355,6 @@ class TestPage:
         run = onnxq("qat", MODEL, *LABELLED, "--recipe", "own.toml", "--json")
         assert run.code == 0, run.err
         assert run.json["training"]["history"]["loss"] == "my_training.py:focal"
-
-    def test_python_runs(self, models: Path) -> None:
-        (_, code) = re.findall(r"```python\n(.+?)```", self.page, re.DOTALL)
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        onnx.checker.check_model(models / "digits.int8.onnx", full_check=True)
 
 
 class TestQuantize:

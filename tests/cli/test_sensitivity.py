@@ -135,23 +135,6 @@ def test_a_metric_of_ones_own(onnxq: Cli, digits: Path) -> None:
     assert (run.json["metric"], run.json["float_metric"]) == ("mine.py:zero", 0.25)
 
 
-def test_commands_of_the_page_run(
-    onnxq: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those on shipped files."""
-    pytest.importorskip("plotly")
-    (tmp_path / "models").symlink_to(ROOT / "models")
-    monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs/sensitivity.md").read_text(encoding="utf-8")
-    lines = [line.split() for line in text.splitlines() if line.startswith("onnxq sens")]
-    shipped = [words[1:] for words in lines if "models/" in words[3]]
-    assert len(shipped) >= 2
-    for words in shipped:
-        run = onnxq(*words)
-        assert run.code == 0, (words, run.err)
-    assert (tmp_path / "digits.html").is_file()
-
-
 def test_the_page_explains_every_column() -> None:
     from onnxq.report.sensitivity import COLUMNS
 

@@ -184,6 +184,6 @@ def test_a_sequence_has_its_own_states(build) -> None:
 
 @pytest.mark.parametrize("state", [{"nothing": "h"}, {"h_out": "nothing"}])
 def test_unknown_states_are_refused(build, state) -> None:
-    with pytest.raises(UsageError, match="'nothing'; it has ") as caught:
+    with pytest.raises(UsageError, match="'nothing'; known: ") as caught:
         TappedSession(build(RUNNING), ["y"], state=state)
     assert "\n" not in str(caught.value)
