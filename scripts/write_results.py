@@ -89,13 +89,16 @@ def page(told: dict[str, Any]) -> str:
             "# Measured results\n\n",
             "Every cell is *score · speed*. The score is the model's own metric on held-out data\n"
             "(accuracy, average precision, signal-to-distortion or peak signal-to-noise ratio in\n"
-            "dB, agreement where there are no labels); higher is better. The speed is a multiple\n"
-            "of the prepared float model's: constants and BatchNorm folded, all of ONNX Runtime's\n"
-            "optimisations on, measured interleaved with the others. A form that could not be\n"
-            "made, or that ONNX Runtime refuses, is a dash.\n\n",
+            "dB); higher is better, but for `tiny_ad_autoencoder` and `g2p_gru_loop`, whose\n"
+            "scores are errors. The speed is a multiple of the prepared float model's: constants\n"
+            "and BatchNorm folded, all of ONNX Runtime's optimisations on, measured interleaved\n"
+            "with the others. A form that could not be made, or that ONNX Runtime refuses, is a\n"
+            "dash.\n\n",
             sentence(told),
             "Models of other projects are under the names of their files; 200 samples without\n"
-            "labels are all that any tool is given.\n\n",
+            "labels are all that any tool is given. Measured in two runs: half of the models\n"
+            "while other work ran beside, which moves a speed by 10 % and more (`noise` in the\n"
+            "figures).\n\n",
             *table(told["models"]),
             "\n`onnxq` is what `onnxq quantize MODEL --data DATA` writes; *int8 everywhere* adds\n"
             "`--precision int8`. *ORT static* is `quantize_static` of `onnxruntime.quantization`\n"
