@@ -91,10 +91,16 @@ def _same(value: object, defaults: Mapping[str, object], name: str) -> bool:
 
 
 def _constant_digests(view: GraphView) -> dict[str, bytes]:
-    """Digests of the constants that nodes read: each once, however many read it."""
-    read = {name for node in view.nodes for name in (*node.inputs, *node.captures) if name}
-    values = {name: view.constant(name) for name in read}
-    return {name: _digest(array) for name, array in values.items() if array is not None}
+    """Digests of the constants that nodes read: each once, however many read it.
+
+    One after another: what is mapped into memory stays there as long as its array lives.
+    """
+    found = {}
+    for name in {name for node in view.nodes for name in (*node.inputs, *node.captures) if name}:
+        values = view.constant(name)
+        if values is not None:
+            found[name] = _digest(values)
+    return found
 
 
 def _digest(values: Array) -> bytes:
