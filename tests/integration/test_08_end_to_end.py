@@ -162,8 +162,8 @@ def test_the_file_is_smaller_and_runs_on_integers(task, ptq, opened) -> None:
 
 
 def test_training_is_not_worse_than_quantizing_alone(task, ptq, qat, top1) -> None:
-    """8 bits lose next to nothing, so that the two differ by chance: in a thousandth at most."""
-    assert top1(qat["int8"]) >= top1(task.folder / "net.int8.onnx") - 0.001
+    """Two epochs more from labels than the float network had: 0.9712 against 0.9657 on MNIST."""
+    assert top1(qat["int8"]) >= top1(task.folder / "net.int8.onnx")
 
 
 def test_training_for_4_bits_is_not_worse_and_nearly_as_good_as_float(task, ptq, qat, top1) -> None:

@@ -90,7 +90,8 @@ def test_every_tensor_is_within_one_step_of_the_rewritten_model(name: str) -> No
     """Through the whole network: the simulation gets the inputs, and nothing else.
 
     What int8 kernels compute is the same to the bit. Float layers between them sum in another
-    order, so that a value beside the middle of two steps may tip.
+    order, so that a value beside the middle of two steps may tip: the bound holds for the images
+    that are taken here, and not for 19 of the first 4,000 of mnist_transformer, by up to 6 steps.
     """
     draft = drafted(name, "int8")
     student = student_of(draft)
