@@ -16,14 +16,23 @@ from onnxq.graph.files import (
     staging,
     write_bytes,
 )
-from onnxq.graph.model import Model, deserialize, encoded_size, from_text, serialize, to_text
+from onnxq.graph.model import (
+    Model,
+    deserialize,
+    encoded_size,
+    from_text,
+    lend,
+    serialize,
+    to_text,
+)
 from onnxq.graph.normalize import (
     forget_inferred,
     name_nodes,
     normalize,
     restore_identity,
 )
-from onnxq.graph.opset import MINIMUM_OPSET, SMALL_TYPES_OPSET
+from onnxq.graph.norms import name_norms
+from onnxq.graph.opset import MINIMUM_OPSET, NORM_OPSET, SMALL_TYPES_OPSET
 from onnxq.graph.pools import name_pools
 from onnxq.graph.retype import TYPELESS, FloatPorts, float_ports, narrow
 from onnxq.graph.strip import Place, Tolerance, difference, strip
@@ -31,6 +40,7 @@ from onnxq.graph.view import GraphView, InnerUse, NodeView, Use
 
 __all__ = [
     "MINIMUM_OPSET",
+    "NORM_OPSET",
     "SMALL_TYPES_OPSET",
     "TYPELESS",
     "Editor",
@@ -54,9 +64,11 @@ __all__ = [
     "float_ports",
     "forget_inferred",
     "from_text",
+    "lend",
     "load",
     "move_model",
     "name_nodes",
+    "name_norms",
     "name_pools",
     "narrow",
     "normalize",

@@ -7,16 +7,20 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir import Graph, TensorProtocol
+from onnx_ir import DataType, Graph, TensorProtocol
 
 from onnxq.graph.view import GraphView, values_of
+from onnxq.types import Array
 
 # Protobuf cannot hold 2 GiB; beyond this, tensors go to a file beside the model.
 ONE_PROTOBUF = 1_800_000_000
 # Up to this size a model is encoded to learn how many bytes it takes.
 SMALL_PROTOBUF = 100_000_000
+# Of the types of large weights those that NumPy has.
+_LENDABLE = {DataType.FLOAT, DataType.FLOAT16, DataType.INT8, DataType.UINT8, DataType.INT64}
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,31 @@ def serialize(model: Model) -> bytes:
     """The protobuf bytes of a model that fits one file, its external data inside."""
     encoded: bytes = to_proto(model).SerializeToString()
     return encoded
+
+
+def lend(model: Model, least: int = 1024) -> tuple[bytes, dict[str, Array]]:
+    """The protobuf bytes of a model without its large initializers, and these, not copied.
+
+    Args:
+        model: The model; what of it is not lent fits one file.
+        least: Bytes of the smallest array that is lent.
+
+    Returns:
+        The bytes, in which an array that is lent is external data of no file; and the arrays by
+        name: initializers of the main graph, of types that NumPy has.
+    """
+    lent: dict[str, Array] = {}
+    model = internal(model).copy()
+    for name, value in model.ir.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < least or tensor.dtype not in _LENDABLE:
+            continue
+        lent[name] = np.ascontiguousarray(values_of(tensor))
+        value.const_value = ir.ExternalTensor(
+            "lent", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
+        )
+    encoded: bytes = ir.serde.serialize_model(model.ir).SerializeToString()
+    return encoded, lent
 
 
 def deserialize(encoded: bytes) -> Model:

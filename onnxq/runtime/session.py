@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from onnxq.errors import RuntimeFailure
-from onnxq.graph import Model, save, serialize
+from onnxq.graph import Model, lend, save, serialize
 from onnxq.runtime.binding import ORT_ERRORS, first_line, ort, ort_version
 from onnxq.runtime.memory import give_back
 from onnxq.runtime.providers import append, fallen_back, quiet, require
@@ -21,8 +22,8 @@ LEVELS = {
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-# A session keeps the bytes that it was made from as long as it lives; larger models are read from
-# a file, which costs a tenth of a second per 100 MB.
+# A session keeps the bytes that it was made from as long as it lives. Larger models lend it their
+# weights, or are read from a file, which costs a third of a second per 100 MB.
 IN_MEMORY_LIMIT = 16_000_000
 # Nodes that a sentence about a fallback names.
 _NAMED = 3
@@ -86,7 +87,9 @@ class Session:
         large = model.weight_bytes > IN_MEMORY_LIMIT
         if large:
             give_back()  # what earlier stages freed
-        self._session = _open(model, options, self.provider, threads)
+        name = f"'{model.path}'" if model.path else "the model"
+        with _source(model, options, self.provider) as (source, self._lent):
+            self._session = _start(source, name, options, self.provider, threads)
         if large:
             give_back()
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
@@ -102,6 +105,7 @@ class Session:
     def close(self) -> None:
         """Free the memory; nothing runs afterwards. Closing twice does no harm."""
         self._session = None
+        self._lent = ()
 
     def __enter__(self) -> Self:
         return self
@@ -175,14 +179,26 @@ def open_file(path: Path, provider: Provider, threads: int) -> Any:  # noqa: ANN
     return _start(str(path), f"'{path}'", session_options(threads), provider, threads)
 
 
-def _open(model: Model, options: Any, provider: Provider, threads: int) -> Any:  # noqa: ANN401 - onnxruntime is untyped
-    name = f"'{model.path}'" if model.path else "the model"
+@contextmanager
+def _source(
+    model: Model,
+    options: Any,  # noqa: ANN401 - onnxruntime is untyped
+    provider: Provider,
+) -> Iterator[tuple[str | bytes, Sequence[Any]]]:
+    """What a session is opened from, and what has to live as long as the session does."""
+    writes = bool(options.optimized_model_filepath)  # which needs weights of its own
     if model.weight_bytes < IN_MEMORY_LIMIT:
-        return _start(serialize(model), name, options, provider, threads)
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        path = Path(folder) / "model.onnx"
-        save(model, path)
-        return _start(str(path), name, options, provider, threads)
+        yield serialize(model), ()
+    elif provider.is_cpu and not writes and model.fits_one_file:
+        graph, arrays = lend(model)
+        lent = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+        options.add_external_initializers(list(arrays), lent)
+        yield graph, lent
+    else:
+        with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+            path = Path(folder) / "model.onnx"
+            save(model, path)
+            yield str(path), ()
 
 
 def _start(source: str | bytes, name: str, options: Any, provider: Provider, threads: int) -> Any:  # noqa: ANN401 - onnxruntime is untyped
