@@ -5,12 +5,12 @@
     python scripts/precision_table.py                        # the models of this repository
     python scripts/precision_table.py --models FOLDER --scores SCORES_FOLDER
 
-Models of this repository are calibrated and judged as their recipes say (data sets are found in
-``ONNXQ_DATA``); models of another folder by score modules, as ``sweep.py`` describes them. Told are
-bytes of the output per byte of the source, the same for the bytes of its weights alone, the least
-SQNR over the float outputs, the metric before and after, and the latency of the prepared float
-model per latency of the output, on one thread. ``--markdown`` prints the table for the
-documentation.
+Models of this repository are calibrated and judged as their recipes say, but for the budgets, which
+would keep layers float (data sets are found in ``ONNXQ_DATA``); models of another folder by score
+modules, as ``sweep.py`` describes them. Told are bytes of the output per byte of the source, the
+same for the bytes of its weights alone, the least SQNR over the float outputs, the metric before
+and after, and the latency of the prepared float model per latency of the output, on one thread.
+``--markdown`` prints the table for the documentation.
 
 The exit code is 1 when a model crashed, or came out larger than its precision promises.
 """
@@ -42,7 +42,7 @@ from sweep import (
 import onnxq
 from onnxq import Job
 from onnxq.errors import OnnxqError, SelfCheckError
-from onnxq.plan import find_recipe, needed_opset
+from onnxq.plan import Budgets, find_recipe, needed_opset
 from onnxq.runtime import prepare
 
 OWN = Path(__file__).parents[1] / "models"
@@ -140,7 +140,9 @@ def rows_of(
             job = onnxq.make_job(model, find_recipe(model))
         for precision, form, _ in variants:
             verify = with_fields(job.recipe.verify, seconds=seconds)
-            asked = with_fields(job.recipe, precision=precision, format=form, verify=verify)
+            asked = with_fields(
+                job.recipe, precision=precision, format=form, verify=verify, budgets=Budgets()
+            )
             one = replace(job, recipe=asked)
             try:
                 yield Row(model.stem, precision, form, **measure(model, one, module, folder))
