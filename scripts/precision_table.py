@@ -18,10 +18,12 @@ The exit code is 1 when a model crashed, or came out larger than its precision p
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -97,7 +99,23 @@ def stored_share(result: onnxq.Result, source: Path) -> float:
     return sum(w.nbytes for w in found if w is not None) / source.stat().st_size
 
 
-def measure(model: Path, job: Job, module: ModuleType | None, folder: Path) -> dict[str, Any]:
+# What a score module makes of a model.
+Score = Callable[[Path], float]
+
+
+def score_of(module: ModuleType) -> Score:
+    """Scores models on the feeds of a module, which are read once; the same model once."""
+    feeds, labels = module.load()
+
+    @cache
+    def score(digest: str, model: Path) -> float:
+        session = open_session(model)
+        return module.score([session.run(None, feed) for feed in feeds], labels)
+
+    return lambda model: score(hashlib.sha256(model.read_bytes()).hexdigest(), model)
+
+
+def measure(model: Path, job: Job, score: Score | None, folder: Path) -> dict[str, Any]:
     """Quantize, check and score."""
     output = folder / model.name
     result = onnxq.run(model, job, output=output, force=True)
@@ -105,19 +123,13 @@ def measure(model: Path, job: Job, module: ModuleType | None, folder: Path) -> d
         return {"outcome": "nothing to quantize"}
     onnx.checker.check_model(str(output))
     measured = result.receipt.measured
-    score = (measured.metric.source, measured.metric.output) if measured.metric else None
-    if module is not None:
-        feeds, labels = module.load()
-        sessions = open_session(model), open_session(output)
-        before, after = (
-            module.score([session.run(None, feed) for feed in feeds], labels)
-            for session in sessions
-        )
-        score = before, after
+    scores = (measured.metric.source, measured.metric.output) if measured.metric else None
+    if score is not None:
+        scores = score(model), score(output)
     return {
         "size": measured.size_ratio,
         "sqnr_db": worst_db(measured),
-        "score": score,
+        "score": scores,
         "speed": measured.latency.ratio_prepared if measured.latency else None,
         "stored": stored_share(result, model),
         "bytes": model.stat().st_size,
@@ -130,8 +142,9 @@ def rows_of(
 ) -> Iterator[Row]:
     """Variants of a model."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder, score = Path(name), None
         if module is not None:
+            score = score_of(module)
             test = spread(load_feeds(module, "test"), TEST_FEEDS)
             job = onnxq.make_job(
                 None, make_recipe(calibration_feeds(module), test, folder, seconds)
@@ -145,7 +158,7 @@ def rows_of(
             )
             one = replace(job, recipe=asked)
             try:
-                yield Row(model.stem, precision, form, **measure(model, one, module, folder))
+                yield Row(model.stem, precision, form, **measure(model, one, score, folder))
             except SelfCheckError as error:
                 yield Row(model.stem, precision, form, f"CRASHED: {error}")
             except OnnxqError as error:
