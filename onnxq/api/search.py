@@ -48,6 +48,10 @@ _HELP = (
     "no plan keeps {limits}: more calibration samples, another --calibrator, or training "
     "(quantization-aware) may help"
 )
+_NEARER = (
+    "a plan kept {limits} on the samples of the search, and missed a limit on those of the proof: "
+    "so plans are judged by {nearer} here"
+)
 # What a search may choose where the recipe leaves it open.
 _AUTO = (Precision.INT8, Precision.INT8_DYNAMIC)
 _SMALL = (Precision.INT8_WEIGHTS, Precision.INT4_WEIGHTS)
@@ -435,6 +439,8 @@ def with_search(receipt: Receipt, found: Searched, asked: Recipe) -> Receipt:
         gates += (Gate("not_slower", least, latency.ratio_prepared, passed, note=note),)
     receipt = with_fields(receipt, gates=gates)
     notes = () if keeps_limits(receipt) else (_HELP.format(limits=found.limits),)
+    if found.nearer:
+        notes = (_NEARER.format(limits=found.limits, nearer=found.trials.limits), *notes)
     measured = with_fields(
         measured,
         candidates=measured.candidates + found.candidates,

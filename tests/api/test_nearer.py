@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from msgspec.structs import replace
 
+import onnxq
 from onnxq.api.search import _missed_db
+from onnxq.plan import Budgets, VerifySettings, load_recipe
 from onnxq.verify import Gate
+
+ROOT = Path(__file__).parents[2]
+PARTS = {"data": "calibration", "test_data": "test"}
 
 
 def missed_db(*gates: Gate) -> float:
@@ -37,3 +44,18 @@ def test_the_worst_miss_counts() -> None:
     near = Gate("max_drop", 0.01, 0.011, False)
     far = Gate("min_sqnr", 20.0, 17.0, False)
     assert missed_db(near, far) == missed_db(far, near) == 6.0
+
+
+@pytest.mark.parametrize(("drop", "again"), [(0.0005, True), (0.2, False)])
+def test_who_was_searched_for_again_is_told_by_what(drop: float, *, again: bool) -> None:
+    """So few samples never prove so small a drop, and always one so large."""
+    model = ROOT / "models" / "digits_cnn.onnx"
+    recipe = replace(
+        load_recipe(model.with_suffix(".onnxq.toml")), precision="int4-weights",
+        budgets=Budgets(max_drop=drop), verify=VerifySettings(seconds=0),
+    )  # fmt: skip
+    data = {part: ROOT / "models" / f"digits_{name}.npz" for part, name in PARTS.items()}
+    found = onnxq.quantize(model, recipe=recipe, **data).receipt
+    told = [note for note in found.measured.notes if "missed a limit on those of the proof" in note]
+    assert len(told) == again
+    assert all("so plans are judged by" in note for note in told)
