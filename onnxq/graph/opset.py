@@ -15,9 +15,11 @@ from onnxq.graph.view import described, subgraphs
 # DequantizeLinear learned per-channel scales (``axis``) in opset 13, whose IR version is 7.
 MINIMUM_OPSET = 13
 MINIMUM_IR = 7
+# LayerNormalization came with opset 17, whose IR version is 8.
+NORM_OPSET = 17
 # Integers of 4 and 16 bits and blocks of a weight came with opset 21, whose IR version is 10.
 SMALL_TYPES_OPSET = 21
-_IR_VERSIONS = {MINIMUM_OPSET: MINIMUM_IR, SMALL_TYPES_OPSET: 10}
+_IR_VERSIONS = {MINIMUM_OPSET: MINIMUM_IR, NORM_OPSET: 8, SMALL_TYPES_OPSET: 10}
 # The opsets up to 21 that changed what an operator means, by ONNX's changelog: attributes became
 # inputs, or a default or the result changed. Every other change since opset 7 adds types, optional
 # inputs, or attributes whose default is the old behaviour.
@@ -40,7 +42,7 @@ def raise_opset(model: Model, to: int = MINIMUM_OPSET) -> Model:
 
     Args:
         model: The model.
-        to: ``MINIMUM_OPSET`` or ``SMALL_TYPES_OPSET``.
+        to: ``MINIMUM_OPSET``, ``NORM_OPSET`` or ``SMALL_TYPES_OPSET``.
 
     Raises:
         ModelError: ``onnx.version_converter`` cannot do it, or would change what it computes.

@@ -83,10 +83,18 @@ def _is_mean(view: GraphView, node: NodeView) -> bool:
         return False
     if view.dtype(node.inputs[0]) not in _TYPES:
         return False
+    return sorted(axis % 4 for axis in reduced_axes(view, node)) == [2, 3]
+
+
+def reduced_axes(view: GraphView, node: NodeView) -> list[int]:
+    """The axes that a reduction names, as attribute or input; none where it takes all.
+
+    Also none where they are not constant.
+    """
     axes = node.attrs.get("axes")
     if axes is None and len(node.inputs) > 1:
         axes = view.constant(node.inputs[1])
-    return axes is not None and sorted(int(axis) % 4 for axis in axes) == [2, 3]
+    return [] if axes is None else [int(axis) for axis in axes]
 
 
 def _keeps_axes(node: NodeView) -> bool:

@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from onnxq.errors import ModelError, RuntimeFailure
-from onnxq.graph import MINIMUM_OPSET, Model, load, name_pools, normalize, restore_identity
+from onnxq.graph import (
+    MINIMUM_OPSET,
+    Model,
+    load,
+    name_norms,
+    name_pools,
+    normalize,
+    restore_identity,
+)
 from onnxq.numerics import sqnr_db
 from onnxq.runtime.session import Session
 from onnxq.types import Array, Feed, TensorSpec
@@ -31,7 +39,8 @@ def prepare(model: Model, feed: Feed | None = None, opset: int = MINIMUM_OPSET) 
 
     Inlines functions, takes initializers out of the inputs, raises the opset, widens
     float16, names nodes, folds constants and BatchNorm with ONNX Runtime's BASIC level,
-    infers shapes, and writes means over whole images as GlobalAveragePool.
+    infers shapes, and writes means over whole images as GlobalAveragePool and layer
+    normalizations as LayerNormalization, for which it raises the opset to 17 where it can.
 
     Args:
         model: The model as loaded.
@@ -52,7 +61,7 @@ def prepare(model: Model, feed: Feed | None = None, opset: int = MINIMUM_OPSET) 
     if feed is None and not model.fits_one_file:
         note = "too large to fold in memory: only named its nodes and inferred shapes"
         return restore_identity(normal.copy(), normal).with_notes(note)
-    prepared = name_pools(restore_identity(_fold(normal), normal))
+    prepared = name_norms(name_pools(restore_identity(_fold(normal), normal)))
     before, after = len(normal.view().nodes), len(prepared.view().nodes)
     if after < before:
         prepared = prepared.with_notes(f"folded {before} nodes to {after}")
