@@ -13,17 +13,21 @@ What it prints, where ``0.28~0.02`` may be off by 0.02, ``2.4~any`` depends on t
     int8: size 0.28~0.02, AP50 0.944~0.04 -> 0.935~0.05, speed 2.14~any
       boxes: 39.0~5 dB
       scores: 44.0~7 dB
-    auto: size 0.28~0.2, AP50 0.944~0.04 -> 0.935~0.05, speed 2.06~any
-      boxes: 39.0~13 dB
-      scores: 44.0~10 dB
+      float: 0 of 5 Conv
+    auto: size 0.28~0.4, AP50 0.944~0.04 -> 0.935~0.05, speed 2.06~any
+      boxes: 39.0~20 dB
+      scores: 44.0~20 dB
+      float: 0~any of 5 Conv...
 
     $ python examples/deploy_detector.py
     int8: size 0.28~0.2, AP50 0.998~0.02 -> 0.963~0.04, speed 1.95~any
       boxes: 33.0~8 dB
       scores: 42.3~8 dB
-    auto: size 0.28~0.2, AP50 0.998~0.02 -> 0.998~0.03, speed 2.15~any
-      boxes: 49.2~8 dB
-      scores: 45.0~8 dB
+      float: 0 of 5 Conv
+    auto: size 0.28~0.4, AP50 0.998~0.02 -> 0.998~0.03, speed 2.15~any
+      boxes: 49.2~20 dB
+      scores: 45.0~20 dB
+      float: 1~any of 5 Conv...
 """
 
 import argparse
@@ -104,9 +108,9 @@ def main() -> None:
         )
         for name, facts in measured.outputs.items():
             print(f"  {name}: {facts.sqnr_db:.1f} dB")
-        for node in result.plan.nodes:
-            if node.op == "Conv" and node.reason is not None:
-                print(f"  {node.name} stays float: {node.reason.code}")
+        layers = [node for node in result.plan.nodes if node.op == "Conv"]
+        told = [f"; {node.name} {node.reason.sentence}" for node in layers if node.reason]
+        print(f"  float: {len(told)} of {len(layers)} Conv{''.join(told)}")
 
 
 if __name__ == "__main__":

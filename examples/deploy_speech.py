@@ -10,17 +10,17 @@ What it prints, where ``0.28~0.02`` may be off by 0.02, ``2.4~any`` depends on t
 ``...`` is any text::
 
     $ python examples/deploy_speech.py --quick
-    int8-dynamic: size 0.27~0.01, right 0.8913~0.04 -> 0.8913~0.04, 41.6~6 dB, speed 1.06~any
-    int8-weights: size 0.27~0.01, right 0.8913~0.04 -> 0.8920~0.04, 44.2~6 dB, speed 1.01~any
+    int8-dynamic: size 0.27~0.01, right 0.8913~0.04 -> 0.8913~0.04, 41.6~12 dB, speed 1.06~any
+    int8-weights: size 0.27~0.01, right 0.8913~0.04 -> 0.8920~0.04, 44.2~13 dB, speed 1.01~any
     int4-weights: size 0.17~0.01, right 0.8913~0.04 -> 0.8887~0.05, 21.0~6 dB, speed 0.91~any
-    auto: size 0.27~0.05, right 0.8913~0.04 -> 0.8913~0.04, 41.6~10 dB, speed 1.12~any
+    auto: size 0.27~any, right 0.8913~0.04 -> 0.8913~0.04, 41.6~any dB, speed 1.12~any
     336~80 of 1500 frames rise; 672~any times real time
 
     $ python examples/deploy_speech.py
-    int8-dynamic: size 0.27~0.02, right 0.9427~0.03 -> 0.9427~0.03, 44.0~6 dB, speed 1.10~any
-    int8-weights: size 0.27~0.02, right 0.9427~0.03 -> 0.9427~0.03, 47.4~6 dB, speed 1.00~any
+    int8-dynamic: size 0.27~0.02, right 0.9427~0.03 -> 0.9427~0.03, 44.0~12 dB, speed 1.10~any
+    int8-weights: size 0.27~0.02, right 0.9427~0.03 -> 0.9427~0.03, 47.4~13 dB, speed 1.00~any
     int4-weights: size 0.17~0.02, right 0.9427~0.03 -> 0.9393~0.03, 19.1~6 dB, speed 0.93~any
-    auto: size 0.27~0.02, right 0.9427~0.03 -> 0.9427~0.03, 44.0~6 dB, speed 1.10~any
+    auto: size 0.27~any, right 0.9427~0.03 -> 0.9427~0.03, 44.0~any dB, speed 1.10~any
     321~60 of 1500 frames rise; 584~any times real time
 """
 

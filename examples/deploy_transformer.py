@@ -11,21 +11,21 @@ What it prints, where ``0.28~0.02`` may be off by 0.02, ``2.4~any`` depends on t
 
     $ python examples/deploy_transformer.py --quick
     17 MatMul, 1 Gemm, 2 Softmax
-    int8: size 0.36~0.02, top1 0.9246~0.004 -> 0.9229~0.02, 33.1~5 dB, speed 1.39~any
-    int8-dynamic: size 0.36~0.02, top1 0.9246~0.004 -> 0.9229~0.02, 36.3~5 dB, speed 1.65~any
-    int8-weights: size 0.32~0.02, top1 0.9246~0.004 -> 0.9246~0.01, 42.5~3 dB, speed 1.13~any
-    auto: size 0.33~0.1, top1 0.9246~0.004 -> 0.9213~0.02, 36.6~7 dB, speed 1.60~any
+    int8: size 0.36~0.02, top1 0.9246~0.004 -> 0.9229~0.02, 33.1~8 dB, speed 1.39~any
+    int8-dynamic: size 0.36~0.02, top1 0.9246~0.004 -> 0.9229~0.02, 36.3~8 dB, speed 1.65~any
+    int8-weights: size 0.32~0.02, top1 0.9246~0.004 -> 0.9246~0.02, 42.5~9 dB, speed 1.13~any
+    auto: size 0.33~0.3, top1 0.9246~0.004 -> 0.9213~0.02, 36.6~15 dB, speed 1.60~any
     auto is ...
-    reasons to stay float: ...measured
+    reasons to stay float: ...
 
     $ python examples/deploy_transformer.py
     17 MatMul, 1 Gemm, 2 Softmax
-    int8: size 0.36~0.05, top1 0.9929 -> 0.9930~0.003, 38.6~5 dB, speed 1.34~any
-    int8-dynamic: size 0.36~0.05, top1 0.9929 -> 0.9930~0.003, 43.0~5 dB, speed 1.63~any
-    int8-weights: size 0.32~0.05, top1 0.9929 -> 0.9929~0.003, 47.5~5 dB, speed 1.11~any
-    auto: size 0.33~0.05, top1 0.9929 -> 0.9929~0.003, 42.4~5 dB, speed 1.65~any
+    int8: size 0.36~0.05, top1 0.9929 -> 0.9930~0.003, 38.6~8 dB, speed 1.34~any
+    int8-dynamic: size 0.36~0.05, top1 0.9929 -> 0.9930~0.003, 43.0~8 dB, speed 1.63~any
+    int8-weights: size 0.32~0.05, top1 0.9929 -> 0.9929~0.003, 47.5~9 dB, speed 1.11~any
+    auto: size 0.33~0.3, top1 0.9929 -> 0.9929~0.003, 42.4~15 dB, speed 1.65~any
     auto is ...
-    reasons to stay float: ...measured
+    reasons to stay float: ...
 """
 
 import numpy as np

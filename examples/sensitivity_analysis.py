@@ -17,7 +17,7 @@ What it prints, where ``0.28~0.02`` may be off by 0.02, ``2.4~any`` depends on t
     at least 25 dB: size 0.59~0.01, 25.4~1 dB, top1 0.9916~0.005
       2~1 layers stay float, such as /fc2/Gemm
     within a drop of at most 0.01 and 25 dB: yes, size 0.22~0.05
-    3~1 int8-weights, 2~1 int4-weights
+    3~2 int8-weights, 2~2 int4-weights
 
     $ python examples/sensitivity_analysis.py
     all of 30: 18.3~2 dB
