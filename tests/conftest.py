@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxq.graph import Model, from_text, name_nodes
@@ -18,6 +19,16 @@ from onnxq.rewrite import rewrite
 from onnxq.runtime import TappedSession, default_target, synthetic_feed
 from onnxq.targets import get_target
 from onnxq.types import Feed, TensorRange
+
+# The same examples in every run, and none fails because a machine is busy. To look for others:
+# pytest --hypothesis-profile default
+settings.register_profile(
+    "repeatable",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("repeatable")
 
 SEEDED = re.compile(r"float(\[[\d,]*\]) (\w+) = seeded")
 
