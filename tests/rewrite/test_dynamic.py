@@ -92,11 +92,13 @@ def quantized_input(x: np.ndarray) -> tuple[np.ndarray, np.float32]:
 def by_hand(model, x: np.ndarray, params, bias) -> tuple[np.ndarray, np.ndarray]:
     """The product of integers in float64, and how far it may be from that of floats."""
     (node,) = model.view().nodes
-    weight = model.view().constant("w").astype(np.float64)
-    scale = np.array(params.scale, np.float64)
+    # As QuantizeLinear does: in float32, which says where a half goes. With 7 bits the largest
+    # weight of a channel lies there, at 63.5 steps.
+    weight, scale = model.view().constant("w"), np.array(params.scale, np.float32)
     if params.axis is not None:
         scale = np.expand_dims(scale, 1 - params.axis)
-    stored = np.clip(np.rint(weight / scale), -127, 127)
+    stored = np.clip(np.rint(weight / scale), -127, 127).astype(np.float64)
+    weight, scale = weight.astype(np.float64), scale.astype(np.float64)
     if node.attrs.get("transB", 0):
         weight, stored, scale = weight.T, stored.T, scale.T
     integers, x_scale = quantized_input(x)
