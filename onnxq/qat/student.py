@@ -11,6 +11,7 @@ from onnxq.ops import Census
 from onnxq.plan import QATSettings, QuantPlan
 from onnxq.qat.evaluator import Evaluator, Tensors, placed
 from onnxq.qat.fake_quant import WeightQuantizer
+from onnxq.qat.floats import float_kernels
 from onnxq.qat.integers import integer_kernels
 from onnxq.qat.operators.values import to_tensor
 from onnxq.qat.simulation import Simulation
@@ -52,7 +53,10 @@ class Student:
         given = self._evaluator.constants()
         self.simulation = Simulation.of(model.view(), census, plan, given, settings)
         self.simulation.to(self.device)
-        self._kernels = integer_kernels(model.view(), self.simulation)
+        self._kernels = {
+            **float_kernels(model.view(), self.simulation),
+            **integer_kernels(model.view(), self.simulation),
+        }
         names = trained_weights(model.view(), frozenset(self.simulation.constants))
         self._constants = {n: placed(t, self.device) for n, t in given.items()}
         self.weights = {n: self._constants[n].clone().requires_grad_() for n in names}
@@ -66,7 +70,7 @@ class Student:
     ) -> Tensors:
         """The outputs, and inner tensors to keep, with quantization simulated.
 
-        Without gradients to find, quantized nodes compute on integers, as the int8 model does.
+        Without gradients to find, nodes round as the kernels of the int8 model do.
 
         Args:
             feed: Inputs by name.

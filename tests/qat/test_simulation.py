@@ -85,20 +85,25 @@ def test_answers_are_those_of_the_rewritten_model(name: str, precision: str) -> 
     assert same >= 0.995 * count
 
 
+# Of other models 200. Float kernels were compared with those of one kind of processor: on others
+# this model has no more images either.
+IMAGES = {"mnist_transformer": 1000 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 200}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_tensor_is_within_one_step_of_the_rewritten_model(name: str) -> None:
     """Through the whole network: the simulation gets the inputs, and nothing else.
 
-    What int8 kernels compute is the same to the bit. Float layers between them sum in another
-    order, so that a value beside the middle of two steps may tip: the bound holds for the images
-    that are taken here, and not for 19 of the first 4,000 of mnist_transformer, by up to 6 steps.
+    What int8 kernels compute is the same to the bit, as is what float kernels between them do. Were
+    it not for onnxq/qat/floats.py, values beside the middle of two steps would tip in one of 200
+    images of mnist_transformer, and be up to 6 steps off behind that.
     """
     draft = drafted(name, "int8")
     student = student_of(draft)
     model, integers = with_integers(draft, tuple(student.simulation.activations))
     assert integers
     session, tipped, count = Session(model), 0, 0
-    for feed in feeds(draft, 200):
+    for feed in feeds(draft, IMAGES.get(name, 200)):
         made = session.run(feed)
         with torch.no_grad():
             found = student.forward(student.tensors(feed), keep=tuple(integers))
@@ -108,7 +113,7 @@ def test_every_tensor_is_within_one_step_of_the_rewritten_model(name: str) -> No
             apart = np.abs(whole - made[output].astype(np.float64))
             assert apart.max() <= 1, tensor
             tipped, count = tipped + np.count_nonzero(apart), count + apart.size
-    # seen: 4e-5 behind the GRU, else none; sums of float32 values tip 1e-3 and more in most models
+    # seen: 4e-5 behind the GRU, 1e-5 behind the LSTM, else none; sums of float32 values tip 1e-3 and more in most models
     assert tipped <= 1e-4 * count
 
 
