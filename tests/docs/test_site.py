@@ -30,7 +30,7 @@ FLAGS = (
 )  # fmt: skip
 # Elements that a browser fetches something for by itself, and the attribute that says what.
 FETCHED = {"img": "src", "script": "src", "link": "href", "iframe": "src", "source": "src"}
-PATIENCE = 20
+PATIENCE = 60
 
 pytestmark = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("mkdocs", "material", "mkdocstrings")),

@@ -23,7 +23,7 @@ MODELS = Path(__file__).parents[2] / "models"
 INT8, FLOAT = Precision.INT8, Precision.FLOAT
 # Model, what outliers are multiplied by, and the budget, which int8 everywhere misses.
 POOR = [
-    ("digits_cnn", 50.0, 0.01),
+    ("digits_cnn", 100.0, 0.01),
     ("mnist_cnn", 20.0, 0.005),
     ("cifar10_resnet", 20.0, 0.01),
     ("cifar10_mobilenet", 50.0, 0.005),
@@ -52,6 +52,7 @@ def poor_job(name: str, factor: float, drop: float) -> onnxq.Job:
         job.recipe,
         precision="int8",
         objective="int8-everywhere",
+        target="cpu-x86-avx2",  # no product of its weights saturates, whatever processor this is
         calibration=with_fields(job.recipe.calibration, method="minmax"),
         verify=with_fields(job.recipe.verify, seconds=0.0),
         budgets=Budgets(max_drop=drop),
@@ -179,7 +180,7 @@ def test_the_same_run_gives_the_same_bytes_and_the_receipt_replays_them(
 
 
 def test_a_searched_plan_with_float_layers_replays(tmp_path) -> None:
-    job = replace(poor_job("digits_cnn", 50.0, 0.01), cache=tmp_path / "cache")
+    job = replace(poor_job("digits_cnn", 100.0, 0.01), cache=tmp_path / "cache")
     model = MODELS / "digits_cnn.onnx"
     first = onnxq.run(model, job, output=tmp_path / "first.onnx")
     assert {n.precision for n in first.plan.nodes} == {FLOAT, INT8}

@@ -141,7 +141,7 @@ class Tab:
         browser.get(self._url)
         # the driver may come back while the page before still stands there
         loaded = "return document.URL === arguments[0] && document.readyState === 'complete'"
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not self.run(loaded, self._url):
             assert time.monotonic() < until, "the page does not load"
             time.sleep(0.05)
@@ -217,7 +217,7 @@ class Tab:
 
     def until(self, script: str, wanted: object) -> None:
         """Wait for what a script returns."""
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while (found := self.run(script)) != wanted:
             assert time.monotonic() < end, found
             time.sleep(0.05)

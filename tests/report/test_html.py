@@ -212,7 +212,7 @@ def test_names_stand_above_the_bars_of_a_phone(tab: Any) -> None:
     )
     tab.resize(390)
     try:
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while tab.bars() and time.monotonic() < until:  # the labels beside the bars go
             time.sleep(0.05)
         assert tab.bars() == []
