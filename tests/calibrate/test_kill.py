@@ -50,7 +50,7 @@ def start(folder: Path, pause: float) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> list[int]:
-    told = [int(line) for line in process.communicate(timeout=60)[0].split()]
+    told = [int(line) for line in process.communicate(timeout=300)[0].split()]
     assert process.returncode == 0
     return told
 
