@@ -146,7 +146,7 @@ def lend(model: Model, least: int = 1024) -> tuple[bytes, dict[str, Array]]:
             continue
         lent[name] = np.ascontiguousarray(values_of(tensor))
         value.const_value = ir.ExternalTensor(
-            "lent", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=name
+            "lent", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
         )
     encoded: bytes = ir.serde.serialize_model(model.ir).SerializeToString()
     return encoded, lent
