@@ -139,11 +139,14 @@ def _draft(source: Model, receipt: Receipt, test_data: Data | None) -> Draft:
     test = None
     if test_data is not None:
         test = open_reader(test_data, Origin(), source.view().inputs, recipe)
-    prepared = prepare(source, None, needed_opset(recipe)) if receipt.run.prepare else source
+    target = get_target(plan.target)
+    prepared = source
+    if receipt.run.prepare:
+        prepared = prepare(source, None, needed_opset(recipe), target)
     view = prepared.view()
     _check_fits(plan, view)
     return Draft(
-        source, prepared, classify(view, get_target(plan.target)), Ranges(0, receipt.ranges),
+        source, prepared, classify(view, target), Ranges(0, receipt.ranges),
         _without_idle_pairs(plan, view), recipe, None, test, _notes(receipt, test_data),
     )  # fmt: skip
 

@@ -185,7 +185,8 @@ def _draft(source: Model, job: Job, precisions: tuple[Precision, ...]) -> Draft:
     opset = max(needed_opset(recipe_for(job.recipe, precision)) for precision in precisions)
     if opset <= max(source.opset, needed_opset(job.recipe)):
         return draft(source, job)
-    raised = draft(prepare(source, opset=opset), replace(job, prepare=False))
+    target = get_target(job.recipe.target or default_target())
+    raised = draft(prepare(source, opset=opset, target=target), replace(job, prepare=False))
     return replace(raised, source=source)
 
 

@@ -130,14 +130,15 @@ def begin(source: Model, job: Job, samples: Reader | None) -> Start:
     recipe = job.recipe
     feed = _first_feed(samples, source, recipe)
     opset = needed_opset(recipe)
-    prepared = prepare(source, feed, opset) if job.prepare else source
+    target = get_target(recipe.target or default_target())
+    prepared = prepare(source, feed, opset, target) if job.prepare else source
     if prepared.opset < opset:
         raise ModelError(
             f"model '{source.path}' has opset {source.opset}, and what is wanted needs {opset}",
             "leave out --no-prepare",
         )
     view = prepared.view()
-    census = classify(view, get_target(recipe.target or default_target()))
+    census = classify(view, target)
     # a typo in a pattern fails before the data run
     taps = tensors_to_observe(view, census, recipe)
     return Start(source, prepared, census, taps, readings(view, census, recipe), recipe)

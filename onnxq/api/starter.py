@@ -27,6 +27,6 @@ def starter_recipe(model: str | Path | Model, target: str | None = None) -> str:
     source = model if isinstance(model, Model) else load(model)
     refuse_quantized(source)
     judged = get_target(target or default_target())
-    view = prepare(source).view()
+    view = prepare(source, target=judged).view()
     name = source.path.name if source.path is not None else "a model made in memory"
     return starter_text(Subject(name, source.view(), view, classify(view, judged), judged))

@@ -32,10 +32,10 @@ def inspect(model: Path, target: str | None, no_prepare: bool, as_json: bool) ->
 
     The names are those that --keep-float and recipes match; nodes without one get one.
     """
-    graph = load(model)
+    graph, judged = load(model), get_target(target or default_target())
     if not no_prepare:
-        graph = prepare(graph)
-    census = classify(graph.view(), get_target(target or default_target()))
+        graph = prepare(graph, target=judged)
+    census = classify(graph.view(), judged)
     if as_json:
         echo_json(census)
         return

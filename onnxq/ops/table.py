@@ -71,7 +71,7 @@ OPERATORS: dict[str, OpSpec] = {
         OpSpec("com.microsoft::MultiHeadAttention", Role.COMPUTE, (0, 1, 2)),
         OpSpec("com.microsoft::EmbedLayerNormalization", Role.NORM, (), stored=_EMBEDDING),
         *_rows(Role.ELEMENTWISE, "Add Mul Sub Div", (0, 1)),
-        *_rows(Role.ELEMENTWISE, "Min Max", ALL),
+        *_rows(Role.ELEMENTWISE, "Min Max Sum", ALL),
         *_rows(Role.JOIN, "Concat", ALL),
         *_rows(Role.JOIN, "Where", (1, 2)),
         *_rows(Role.CLAMP, "Relu Clip"),

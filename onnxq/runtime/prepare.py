@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ import numpy as np
 from onnxq.errors import ModelError, RuntimeFailure
 from onnxq.graph import (
     MINIMUM_OPSET,
+    Editor,
+    GraphView,
     Model,
+    NodeView,
     load,
     name_norms,
     name_pools,
@@ -19,6 +23,7 @@ from onnxq.graph import (
 )
 from onnxq.numerics import sqnr_db
 from onnxq.runtime.session import Session
+from onnxq.targets import Target
 from onnxq.types import Array, Feed, TensorSpec
 
 # Folding BatchNorm rounds every weight once more: an error of about 2^-24 of each value, which a
@@ -34,13 +39,23 @@ RUNTIME_DOMAINS = (
 )  # fmt: skip
 
 
-def prepare(model: Model, feed: Feed | None = None, opset: int = MINIMUM_OPSET) -> Model:
+# ONNX Runtime's own operator for an Add and the LayerNormalization behind it.
+SKIP_NORM = "com.microsoft::SkipLayerNormalization"
+
+
+def prepare(
+    model: Model,
+    feed: Feed | None = None,
+    opset: int = MINIMUM_OPSET,
+    target: Target | None = None,
+) -> Model:
     """Bring a model into the form that is quantized, without changing what it computes.
 
     Inlines functions, takes initializers out of the inputs, raises the opset, widens
     float16, names nodes, folds constants and BatchNorm with ONNX Runtime's BASIC level,
     infers shapes, and writes means over whole images as GlobalAveragePool and layer
-    normalizations as LayerNormalization, for which it raises the opset to 17 where it can.
+    normalizations as LayerNormalization, for which it raises the opset to 17 where it can. An Add
+    that the runtime would fuse with a LayerNormalization behind it, to its loss, becomes Sum.
 
     Args:
         model: The model as loaded.
@@ -48,6 +63,7 @@ def prepare(model: Model, feed: Feed | None = None, opset: int = MINIMUM_OPSET) 
             one, a model that one protobuf file cannot hold is not run at all: that takes several
             times its size in memory.
         opset: The least opset that the quantized form needs.
+        target: What the model is meant for; a processor like this one if None.
 
     Returns:
         A new model whose ``notes`` tell what was done.
@@ -62,6 +78,8 @@ def prepare(model: Model, feed: Feed | None = None, opset: int = MINIMUM_OPSET) 
         note = "too large to fold in memory: only named its nodes and inferred shapes"
         return restore_identity(normal.copy(), normal).with_notes(note)
     prepared = name_norms(name_pools(restore_identity(_fold(normal), normal)))
+    if target is None or target.splits_norms:
+        prepared = _split_norms(prepared)
     before, after = len(normal.view().nodes), len(prepared.view().nodes)
     if after < before:
         prepared = prepared.with_notes(f"folded {before} nodes to {after}")
@@ -81,21 +99,63 @@ def _refuse_custom_domains(model: Model) -> None:
 
 
 def _fold(model: Model) -> Model:
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        written = Path(folder) / "folded.onnx"
-        Session(model, level="basic", write_optimized=written).close()
-        if not written.is_file():
-            raise ModelError(
-                f"ONNX Runtime did not write the folded form of '{model.path}'",
-                "use --no-prepare",
-            )
-        folded = load(written, in_memory=True)
+    folded = _optimized(model, "basic")
     foreign = _domains(folded) - _domains(model) - set(STANDARD_DOMAINS)
     if foreign:
         raise ModelError(
             f"folding '{model.path}' made nodes of {', '.join(sorted(foreign))}", "use --no-prepare"
         )
     return folded
+
+
+def _optimized(model: Model, level: str) -> Model:
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        written = Path(folder) / "optimized.onnx"
+        Session(model, level=level, write_optimized=written).close()
+        if not written.is_file():
+            raise ModelError(
+                f"ONNX Runtime did not write the optimised form of '{model.path}'",
+                "use --no-prepare",
+            )
+        return load(written, in_memory=True)
+
+
+def _split_norms(model: Model) -> Model:
+    """Write an Add as Sum, which is the same, where ONNX Runtime fuses it with what normalizes it.
+
+    Its kernel for the two adds up one value after another, and takes two to five times as long as
+    they do by themselves. Left as it is where that would cost another fusion, such as Attention.
+    """
+    sums = [add for node in model.view().nodes if (add := _residual(model.view(), node))]
+    if not sums:
+        return model
+    fused = _optimized(model, "all").view()
+    skips = {t for node in fused.nodes if node.full_op == SKIP_NORM for t in node.outputs}
+    editor, count = Editor(model), 0
+    for add in sums:
+        (reader,) = model.view().uses(add.outputs[0])
+        if skips.intersection(model.view().by_name[reader.node].outputs):
+            editor.replace(add.name, "Sum", add.inputs)
+            count += 1
+    split = editor.finish()
+    if not count or _fusions(fused) - _fusions(_optimized(split, "all").view()):
+        return model
+    return split.with_notes(
+        f"wrote {count} Add before layer normalizations as Sum, not to be fused"
+    )
+
+
+def _residual(view: GraphView, node: NodeView) -> NodeView | None:
+    """The Add that a LayerNormalization alone reads."""
+    add = view.producer(node.inputs[0]) if node.full_op == "LayerNormalization" else None
+    if add is None or add.full_op != "Add" or add.outputs[0] in view.output_names:
+        return None
+    return add if len(view.uses(add.outputs[0])) == 1 else None
+
+
+def _fusions(optimized: GraphView) -> Counter[str]:
+    """How many there are of each of ONNX Runtime's own operators but the one that is to go."""
+    return Counter(n.full_op for n in optimized.nodes if n.domain and n.full_op != SKIP_NORM)
 
 
 def _domains(model: Model) -> set[str]:

@@ -13,7 +13,7 @@ TARGET = get_target("cpu-x86")
 ROLES = {
     Role.COMPUTE: "Conv ConvTranspose Gemm MatMul LSTM GRU RNN com.microsoft::Attention "
     "com.microsoft::MultiHeadAttention",
-    Role.ELEMENTWISE: "Add Mul Sub Div Min Max",
+    Role.ELEMENTWISE: "Add Mul Sub Div Min Max Sum",
     Role.JOIN: "Concat Where",
     Role.CLAMP: "Relu Clip",
     Role.ACTIVATION: "LeakyRelu PRelu Sigmoid Tanh HardSwish HardSigmoid Softmax Gelu",
