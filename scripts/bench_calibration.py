@@ -6,7 +6,7 @@
 
 Networks with random weights are prepared once, and calibrated on normal noise by every method, each
 in a process of its own. There the float model runs over the first half of the samples before the
-calibration and over the second half behind it, in the same batches, on one thread and with all
+calibration and over the second half behind it, in the same batches, on ``--threads`` and with all
 optimisations: what else the machine does slows both. Its time for a sample counts; halves that take
 long are cut off, short ones repeated. A method's cost is a multiple of that, in wall and in
 processor time, and includes all that follows on a model in memory: opening a session, reading and
@@ -15,8 +15,9 @@ running samples, choosing ranges (``compute_data`` of ONNX Runtime).
 ONNX Runtime's calibrators get the prepared model, the operator types that ``quantize_static``
 takes by default, and their own default options. Their session has as many threads as the machine
 has cores, and takes no option; here it is opened again as they open it (without optimisations), but
-with one thread. onnxq looks at one batch while the session, with one thread, runs the next: its
-wall time profits from a second core, its processor time does not.
+with ``--threads``, of which one is the default. onnxq looks at one batch while its session runs
+others, two at a time where there are cores for them: its wall time profits from a second core, its
+processor time does not.
 
 Memory is the peak of a process's own pages, which the parent reads every few milliseconds; pages of
 the mapped samples, which the system may drop at any time, are not among them (``--json`` tells
@@ -72,12 +73,12 @@ def batches(images: np.ndarray, batch: int) -> Iterator[dict[str, np.ndarray]]:
         yield {"image": np.array(images[start : start + batch])}
 
 
-def float_seconds(model: Path, images: np.ndarray, batch: int) -> np.ndarray:
+def float_seconds(model: Path, images: np.ndarray, batch: int, threads: int) -> np.ndarray:
     """What the float model takes for a sample, without opening the session."""
     from onnxq.graph import load
     from onnxq.runtime import Session
 
-    session = Session(load(model), threads=1)
+    session = Session(load(model), threads=threads)
     session.run(next(batches(images, batch)))  # memory is reserved in the first run
     seen, started, seconds = 0, now(), np.zeros(2)
     while seconds[0] < LEAST_FLOAT_SECONDS:
@@ -90,7 +91,7 @@ def float_seconds(model: Path, images: np.ndarray, batch: int) -> np.ndarray:
     return seconds / seen
 
 
-def own(model: Path, data: Path, batch: int, method: str) -> Callable[[], object]:
+def own(model: Path, data: Path, args: argparse.Namespace, method: str) -> Callable[[], object]:
     """What onnxq does to calibrate, from a prepared model in memory to ranges."""
     from onnxq.calibrate import Calibration, ObserverSpec, Setup, calibrate
     from onnxq.data import open_data
@@ -105,25 +106,25 @@ def own(model: Path, data: Path, batch: int, method: str) -> Callable[[], object
     prepared = load(model)
     view = prepared.view()
     taps = tensors_to_observe(view, classify(view, target), Recipe())
-    setup = Setup.of(view, taps, spec, exact=exact)
+    setup = Setup.of(view, taps, spec, exact=exact, threads=args.threads)
 
     def work() -> object:
         reader = open_data(data, view.inputs)
         empty = Calibration.empty("", spec, taps, exact=exact)
-        found = calibrate(prepared, reader, setup, empty, batch_size=batch)
+        found = calibrate(prepared, reader, setup, empty, batch_size=args.batch)
         return found.ranges(target.activation_grid)
 
     return work
 
 
-def theirs(model: Path, data: Path, batch: int, method: str) -> Callable[[], object]:
+def theirs(model: Path, data: Path, args: argparse.Namespace, method: str) -> Callable[[], object]:
     """What ONNX Runtime does to calibrate."""
     from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     class Feeds:
         def __init__(self) -> None:
-            self._batches = batches(np.load(data, mmap_mode="r"), batch)
+            self._batches = batches(np.load(data, mmap_mode="r"), args.batch)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self._batches, None)
@@ -139,7 +140,7 @@ def theirs(model: Path, data: Path, batch: int, method: str) -> Callable[[], obj
     def work() -> object:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads = args.threads
         calibrator.infer_session = ort.InferenceSession(
             calibrator.augmented_model_path, options, providers=["CPUExecutionProvider"]
         )
@@ -149,16 +150,16 @@ def theirs(model: Path, data: Path, batch: int, method: str) -> Callable[[], obj
     return work
 
 
-def measure(model: Path, data: Path, batch: int, method: str) -> dict[str, Any]:
+def measure(model: Path, data: Path, args: argparse.Namespace, method: str) -> dict[str, Any]:
     """Measure one method in this process."""
     from onnxq.runtime.memory import give_back
 
     images = np.load(data, mmap_mode="r")
     half = len(images) // 2
-    before = float_seconds(model, images[:half], batch)
+    before = float_seconds(model, images[:half], args.batch, args.threads)
     spent = np.zeros(2)
     if method != FLOAT:
-        work = (own if method in OWN else theirs)(model, data, batch, method)
+        work = (own if method in OWN else theirs)(model, data, args, method)
         gc.collect()
         give_back()  # what the float session freed
         started = now()
@@ -166,7 +167,8 @@ def measure(model: Path, data: Path, batch: int, method: str) -> dict[str, Any]:
         spent = now() - started
         del work, ranges
         gc.collect()
-    base = (before + float_seconds(model, images[half:], batch)) / 2 * len(images)
+    after = float_seconds(model, images[half:], args.batch, args.threads)
+    base = (before + after) / 2 * len(images)
     return {
         "seconds": list(spent if method != FLOAT else base),
         "float": list(base),
@@ -245,7 +247,8 @@ def measure_all(network: str, folder: Path, args: argparse.Namespace) -> Cells:
                 row[samples] = {"why": earlier[0], "peak": 0}
                 continue
             child = [str(model), str(data), method]
-            command = [sys.executable, __file__, "--batch", str(args.batch), "--child", *child]
+            same = ["--batch", str(args.batch), "--threads", str(args.threads)]
+            command = [sys.executable, __file__, *same, "--child", *child]
             runs = [in_a_child(command, args.limit_gb * 1e9, args.timeout)
                     for _ in range(args.repeats)]  # fmt: skip
             row[samples] = of_repeats(runs)
@@ -315,6 +318,7 @@ def main() -> int:
     parser.add_argument("--samples", nargs="+", type=int, default=[32, 128, 512])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--methods", nargs="+", choices=every, default=every)
+    parser.add_argument("--threads", type=int, default=1, help="threads of every session")
     parser.add_argument("--repeats", type=int, default=1, help="measure so often, tell the median")
     parser.add_argument("--limit-gb", type=float, default=8.0)
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds per measurement")
@@ -324,7 +328,7 @@ def main() -> int:
     if args.child:
         model, data, method = args.child
         with contextlib.redirect_stdout(sys.stderr):  # ONNX Runtime's calibrators print
-            found = measure(Path(model), Path(data), args.batch, method)
+            found = measure(Path(model), Path(data), args, method)
         print(json.dumps(found))
         return 0
     args.samples = sorted(set(args.samples))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,13 @@ from onnxq.types import Array, Feed
 
 # Runs whose taps are joined before observers see them: larger arrays cost less by the value.
 _JOINED = 8
+# Runs at a time, where there are cores for them: the results of each take memory.
+_AT_ONCE = 2
 
 Watches = dict[str, Watch]
 Names = tuple[int, ...]
 Feeds = Iterable[tuple[Feed, Names]]
+_Reading = dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,13 @@ class Setup:
         factory = self.observer.factory(self.base)
         return {tensor: Watch(factory) for tensor in self.taps}
 
+    @property
+    def at_once(self) -> int:
+        """Runs at a time, as this machine has cores for; states follow one another."""
+        cores = os.cpu_count() or 1
+        room = cores // (self.threads or cores)  # 0 threads are as many as there are cores
+        return max(1, min(room, _AT_ONCE)) if self.provider.is_cpu and not self.state else 1
+
     def open(self, model: Model) -> TappedSession:
         """A session with all taps."""
         return TappedSession(
@@ -97,8 +109,16 @@ class Portion:
     feeds: Feeds
 
 
-def watch_portion(session: TappedSession, setup: Setup, portion: Portion) -> Watches:
+def watch_portion(
+    session: TappedSession, setup: Setup, portion: Portion, at_once: int = 1
+) -> Watches:
     """Run a portion of the samples; a sequence of states begins anew with it.
+
+    Args:
+        session: The session with all taps.
+        setup: How to calibrate.
+        portion: The samples.
+        at_once: Runs at a time, while nothing is there to be looked at.
 
     Raises:
         DataError: A tensor holds NaN; the message names it and the sample.
@@ -108,7 +128,7 @@ def watch_portion(session: TappedSession, setup: Setup, portion: Portion) -> Wat
     waiting: dict[str, list[Tap]] = {tensor: [] for tensor in setup.taps}
     first = portion.first
     sample = any(getattr(w.observer, "wants_values", True) for w in watches.values())
-    with closing(_readings(session.sequence(), portion.feeds)) as readings:
+    with closing(_readings(session.sequence(), portion.feeds, at_once)) as readings:
         for number, (found, names) in enumerate(readings):
             for place, tensor in enumerate(setup.taps):
                 values = found.pop(tensor).astype(np.float32, copy=False)
@@ -151,18 +171,30 @@ def _show(watch: Watch, waiting: list[Tap]) -> None:
 
 
 def _readings(
-    session: TappedSession, feeds: Feeds
-) -> Generator[tuple[dict[str, Array], Names], None, None]:
-    """Run feeds, one ahead: the session computes the next while the caller looks at the last."""
-    with ThreadPoolExecutor(1, "onnxq-calibrate") as ahead:
-        pending: tuple[Future[dict[str, Array]], Names] | None = None
+    session: TappedSession, feeds: Feeds, at_once: int
+) -> Generator[tuple[_Reading, Names], None, None]:
+    """Run feeds: one while the caller looks at the last, ``at_once`` while it waits.
+
+    Where the caller never waits, all of them run on one thread, whose memory is warm.
+    """
+    with ExitStack() as stack:
+        lanes = [
+            stack.enter_context(ThreadPoolExecutor(1, "onnxq-calibrate")) for _ in range(at_once)
+        ]
+        lane, under_way = 0, deque[tuple[Future[_Reading], Names]]()
         for feed, names in feeds:
-            following = ahead.submit(session.read, feed), names
-            if pending is not None:
-                yield pending[0].result(), pending[1]
-            pending = following
-        if pending is not None:
-            yield pending[0].result(), pending[1]
+            waits = bool(under_way) and not under_way[0][0].done()
+            lane = (lane + 1) % at_once if waits else 0
+            under_way.append((lanes[lane].submit(session.read, feed), names))
+            if len(under_way) > 1:
+                yield _next(under_way)
+        if under_way:
+            yield _next(under_way)
+
+
+def _next(under_way: deque[tuple[Future[_Reading], Names]]) -> tuple[_Reading, Names]:
+    future, names = under_way.popleft()
+    return future.result(), names
 
 
 @dataclass(frozen=True)

@@ -360,7 +360,7 @@ class _Run:
 
         for part, feeds in pairs:
             portion = Portion(self.stream, part.start, counted(feeds))
-            yield part, watch_portion(self.session, self.setup, portion)
+            yield part, watch_portion(self.session, self.setup, portion, self.setup.at_once)
 
     def _from_workers(self, pairs: _Pairs, done: _Counter, stack: ExitStack) -> _Results:
         executor, model = self._employ(stack)

@@ -14,10 +14,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from onnxq.calibrate import OBSERVERS, Workers, encode
+from onnxq.calibrate import OBSERVERS, ObserverSpec, Setup, Workers, encode
 from onnxq.calibrate.run import PORTION, STATEFUL_PORTION
 from onnxq.errors import DataError, RuntimeFailure, UsageError
 from onnxq.graph import load
+from onnxq.runtime import TappedSession
 from onnxq.types import Grid
 
 EACH_OBSERVER = pytest.mark.parametrize("observer", OBSERVERS)
@@ -112,6 +113,56 @@ def test_a_generator_that_raises_midway(build, observe) -> None:
         with pytest.raises(DataError, match="the network is gone") as caught:
             observe(build(NET), data, TAPS)
         assert "\n" not in str(caught.value)
+
+
+# Runs at a time.
+
+
+@pytest.fixture
+def at_once(monkeypatch) -> list[int]:
+    """A list that gets how many runs are under way at each; the first two wait for one another."""
+    under_way, seen, guard, read = set(), [], threading.Lock(), TappedSession.read
+    second = threading.Event()
+
+    def counted(self, feed):
+        with guard:
+            under_way.add(threading.get_ident())
+            seen.append(len(under_way))
+            first = len(seen) == 1
+        if not first:
+            second.set()
+        elif patient:
+            assert second.wait(60)
+        try:
+            return read(self, feed)
+        finally:
+            with guard:
+                under_way.discard(threading.get_ident())
+
+    patient = (os.cpu_count() or 1) > 1
+    monkeypatch.setattr(TappedSession, "read", counted)
+    return seen
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="there is one core")
+def test_two_runs_at_a_time(build, observe, at_once) -> None:
+    """As many as there are cores for, and no more; the same bytes as by one after the other."""
+    data = {"x": normal(100, 0)}
+    found = observe(build(NET), data, TAPS, "mse", batch_size=8)
+    assert max(at_once) == 2
+    assert encode(found) == encode(observe(build(NET), data, TAPS, "mse", batch_size=100))
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "state", "at_once"),
+    [(1, 1, None, 1), (2, 1, None, 2), (64, 1, None, 2), (2, 2, None, 1), (64, 4, None, 2),
+     (4, 0, None, 1), (64, 1, {"y": "x"}, 1)],
+)  # fmt: skip
+def test_runs_at_a_time(build, monkeypatch, cores, threads, state, at_once) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    view = build(NET).view()
+    setup = Setup.of(view, TAPS, ObserverSpec("minmax"), state=state, threads=threads)
+    assert setup.at_once == at_once
 
 
 # Workers.
