@@ -83,7 +83,7 @@ class Setup:
     @property
     def at_once(self) -> int:
         """Runs at a time, as this machine has cores for; states follow one another."""
-        cores = os.cpu_count() or 1
+        cores = _cores()
         room = cores // (self.threads or cores)  # 0 threads are as many as there are cores
         return max(1, min(room, _AT_ONCE)) if self.provider.is_cpu and not self.state else 1
 
@@ -162,6 +162,12 @@ def _as_one(tap: Tap, number: int) -> Tap:
     """The tap of a feed that holds several rows: the feed is the sample there."""
     lows, highs = tap.lows.min(keepdims=True), tap.highs.max(keepdims=True)
     return replace(tap, first=number, lows=lows, highs=highs, numbers=())
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def _show(watch: Watch, waiting: list[Tap]) -> None:

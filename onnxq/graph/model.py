@@ -19,8 +19,9 @@ from onnxq.types import Array
 ONE_PROTOBUF = 1_800_000_000
 # Up to this size a model is encoded to learn how many bytes it takes.
 SMALL_PROTOBUF = 100_000_000
-# Of the types of large weights those that NumPy has.
-_LENDABLE = {DataType.FLOAT, DataType.FLOAT16, DataType.INT8, DataType.UINT8, DataType.INT64}
+# Of the types of large weights those that NumPy has. Integers of 64 bits are shapes and indices:
+# ONNX Runtime reads them when it infers shapes, before it is given what is lent.
+_LENDABLE = {DataType.FLOAT, DataType.FLOAT16, DataType.INT8, DataType.UINT8}
 
 
 @dataclass(frozen=True)
@@ -136,13 +137,15 @@ def lend(model: Model, least: int = 1024) -> tuple[bytes, dict[str, Array]]:
 
     Returns:
         The bytes, in which an array that is lent is external data of no file; and the arrays by
-        name: initializers of the main graph, of types that NumPy has.
+        name: initializers of the main graph that something reads, of types that NumPy has.
     """
     lent: dict[str, Array] = {}
     model = internal(model).copy()
     for name, value in model.ir.graph.initializers.items():
         tensor = value.const_value
         if tensor is None or tensor.nbytes < least or tensor.dtype not in _LENDABLE:
+            continue
+        if not (value.uses() or value.is_graph_output()):  # ONNX Runtime would not know it any more
             continue
         lent[name] = np.ascontiguousarray(values_of(tensor))
         value.const_value = ir.ExternalTensor(

@@ -9,6 +9,7 @@ normalization, in whatever order it was computed.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ X_R, MEAN_R = (1, 0, 0, 1), (0, 1, 0, 1)
 DEVIATION_SQUARED = {(2, 0, 0, 0): 1.0, (1, 1, 0, 0): -2.0, (0, 2, 0, 0): 1.0}
 # No layer normalization has higher powers; without a limit polynomials of polynomials would grow.
 HIGHEST = 2
+# Nodes that one is looked for in: it has a dozen. Long chains behind means cost no more than that.
+MOST_NODES = 64
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,17 @@ def _values(view: GraphView, tensor: str) -> Array | None:
 
 
 def _norms(view: GraphView) -> Iterator[_Norm]:
-    for x in dict.fromkeys(node.inputs[0] for node in view.nodes if _is_mean(view, node)):
+    means = (node for node in view.nodes if _is_mean(view, node) and _is_taken_off(view, node))
+    for x in dict.fromkeys(node.inputs[0] for node in means):
         shape = view.shape(x) or (None,)
         if view.dtype(x) == "float32" and isinstance(shape[-1], int):
             yield from _norms_of(view, x, shape[-1])
+
+
+def _is_taken_off(view: GraphView, mean: NodeView) -> bool:
+    """Whether a mean is subtracted from what it is the mean of: a norm has such a deviation."""
+    readers = (view.by_name[use.node] for use in view.uses(mean.outputs[0]))
+    return any(reader.op == "Sub" and mean.inputs[0] in reader.inputs for reader in readers)
 
 
 def _norms_of(view: GraphView, x: str, channels: int) -> Iterator[_Norm]:
@@ -115,7 +125,8 @@ def _norms_of(view: GraphView, x: str, channels: int) -> Iterator[_Norm]:
         if affine is None or node is None or node.name in taken:
             continue
         inside = _between(view, x, node)
-        roots = {_epsilon(forms[n.inputs[0]]) for n in inside if n.op in ("Sqrt", "Pow")} - {None}
+        read = [forms.get(n.inputs[0], {}) for n in inside if n.op in ("Sqrt", "Pow")]
+        roots = {_epsilon(form) for form in read} - {None}
         names = frozenset(n.name for n in inside)
         if len(roots) == 1 and _closed(view, inside, names, tensor):
             taken |= names
@@ -148,10 +159,12 @@ def _epsilon(form: Form) -> float | None:
 
 
 def _between(view: GraphView, x: str, last: NodeView) -> list[NodeView]:
-    """All nodes between ``x`` and the last one."""
+    """All nodes between ``x`` and the last one; none if they are more than one norm has."""
     found = {last.name: last}
     stack = [last]
     while stack:
+        if len(found) > MOST_NODES:
+            return []
         for tensor in stack.pop().inputs:
             maker = view.producer(tensor) if tensor != x else None
             if maker is not None and maker.name not in found:
@@ -175,9 +188,9 @@ def _closed(
 def _forms(view: GraphView, x: str, channels: int) -> dict[str, Form]:
     """The tensors that are such polynomials, each behind those that it is made of."""
     found: dict[str, Form] = {x: {X: np.ones(())}}
-    pending = [x]
-    while pending:
-        for use in view.uses(pending.pop()):
+    pending = deque([x])
+    while pending and len(found) <= 2 * MOST_NODES:
+        for use in view.uses(pending.popleft()):
             node = view.by_name[use.node]
             if use.port < 0 or node.outputs[0] in found:
                 continue

@@ -97,7 +97,9 @@ def _of_sum(view: GraphView, tensor: str) -> bool:
 def _of_gelu(view: GraphView, node: NodeView) -> bool:
     """Whether ONNX Runtime makes one Gelu of a division and what follows it."""
     divisor, uses = view.constant(node.inputs[1]), view.uses(node.outputs[0])
-    if divisor is None or divisor.size > 1 or not math.isclose(divisor, 2**0.5, rel_tol=1e-6):
+    if divisor is None or divisor.size != 1 or divisor.ndim > (view.rank(node.inputs[0]) or 0):
+        return False
+    if not math.isclose(divisor.item(), 2**0.5, rel_tol=1e-6):
         return False
     return [view.by_name[use.node].op for use in uses] == ["Erf"]
 
@@ -135,8 +137,10 @@ def skip_layer_norm(
     return normal if shift is None else normal + shift
 
 
-def softmax(node: NodeView, x: Tensor) -> Tensor:
+def softmax(node: NodeView, x: Tensor) -> Outputs:
     """Softmax: exponentials are summed in the lanes of a register, those side by side first."""
+    if not x.numel() or not x.ndim:
+        return OPERATORS[node.op](node, x)
     axis = node.attrs.get("axis", -1)
     x = x.movedim(axis, -1)
     powers = _exp(x - x.amax(-1, keepdim=True), SOFTMAX_EXP)
@@ -175,7 +179,7 @@ def reduce_mean(node: NodeView, x: Tensor, axes: Tensor | None = None) -> Output
     named = node.attrs.get("axes", ()) if axes is None else numbers(axes)
     over = sorted(axis % x.ndim for axis in named)
     first, last = (over[0], over[-1]) if over else (0, x.ndim - 1)
-    if len(over) <= last - first or last == x.ndim - 1:
+    if len(over) <= last - first or last == x.ndim - 1 or not x.numel():
         return OPERATORS[node.op](node, x, axes)
     rows = x.flatten(first, last)
     count = rows.shape[first]
@@ -203,7 +207,10 @@ def _halved(lanes: Tensor) -> Tensor:
 
 
 def _fma(a: Tensor, b: Tensor, c: Tensor | float) -> Tensor:
-    """``a * b + c``, rounded once: float64 holds every product of two float32 values."""
+    """``a * b + c``: float64 holds every product of two float32 values.
+
+    The sum is rounded to float64 and then to float32, which is once but for one in 2^29 or so.
+    """
     wide = torch.as_tensor(c, dtype=torch.float64, device=a.device)
     return torch.addcmul(wide, a.double(), b.double()).float()
 

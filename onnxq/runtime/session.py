@@ -88,8 +88,9 @@ class Session:
         if large:
             give_back()  # what earlier stages freed
         name = f"'{model.path}'" if model.path else "the model"
-        with _source(model, options, self.provider) as (source, self._lent):
+        with _source(model, options, self.provider) as (source, lent):
             self._session = _start(source, name, options, self.provider, threads)
+        self._lent = lent
         if large:
             give_back()
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())

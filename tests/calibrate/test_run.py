@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from onnxq.calibrate import OBSERVERS, ObserverSpec, Setup, Workers, encode
+from onnxq.calibrate import OBSERVERS, ObserverSpec, Setup, Workers, collect, encode
 from onnxq.calibrate.run import PORTION, STATEFUL_PORTION
 from onnxq.errors import DataError, RuntimeFailure, UsageError
 from onnxq.graph import load
@@ -139,12 +139,12 @@ def at_once(monkeypatch) -> list[int]:
             with guard:
                 under_way.discard(threading.get_ident())
 
-    patient = (os.cpu_count() or 1) > 1
+    patient = collect._cores() > 1
     monkeypatch.setattr(TappedSession, "read", counted)
     return seen
 
 
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="there is one core")
+@pytest.mark.skipif(collect._cores() < 2, reason="there is one core")
 def test_two_runs_at_a_time(build, observe, at_once) -> None:
     """As many as there are cores for, and no more; the same bytes as by one after the other."""
     data = {"x": normal(100, 0)}
@@ -159,7 +159,7 @@ def test_two_runs_at_a_time(build, observe, at_once) -> None:
      (4, 0, None, 1), (64, 1, {"y": "x"}, 1)],
 )  # fmt: skip
 def test_runs_at_a_time(build, monkeypatch, cores, threads, state, at_once) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr("onnxq.calibrate.collect._cores", lambda: cores)
     view = build(NET).view()
     setup = Setup.of(view, TAPS, ObserverSpec("minmax"), state=state, threads=threads)
     assert setup.at_once == at_once

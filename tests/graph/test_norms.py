@@ -228,6 +228,17 @@ def test_sum_of_two_scales_is_one_scale() -> None:
     assert_named(model(f"{body} a = Mul(n, g) c = Mul(n, b) [last] y = Add(c, a)"), GAMMA + BETA, 0)
 
 
+def test_a_long_chain_behind_is_left() -> None:
+    """A normalization has a dozen nodes: it is not looked for in more than some."""
+    steps = " ".join(f"c{i + 1} = Mul(c{i}, one)" for i in range(300))
+    body = form().replace("[last] y", "c0")
+    after = name_norms(model(f"{body} {steps} [last] y = Neg(c300)"))
+    ops = [n.op for n in after.view().nodes]
+    assert ops[0] == "LayerNormalization"
+    assert 200 < ops.count("Mul") <= 300
+    np.testing.assert_allclose(Session(after).run({"x": X})["y"], -normalized(GAMMA, BETA), **CLOSE)
+
+
 def test_what_follows_a_normalization_is_left() -> None:
     """Polynomials of its result have no end."""
     body = form().replace("[last] y", "[last] z")
@@ -264,6 +275,8 @@ LEFT = {
     "signs": (form(tail="batch norm").replace("Sub(b, u)", "Add(b, u)"), {}),
     "double": (PLAIN, {"kind": "double"}),
     "unknown channels": (form(tail="neither"), {"shape": "N,5,C"}),
+    "power of a constant": ("m = ReduceMean<axes = [-1]>(x) d = Sub(x, m) a = Add(d, two) "
+                            "k = Sub(a, d) p = Pow(half, k) y = Mul(d, p)", {}),
 }  # fmt: skip
 
 

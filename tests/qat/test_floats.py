@@ -105,6 +105,8 @@ OTHERS = {
     "the last axis": """agraph (float[N,3,8] x) => (float[N,3] y, float[N,8] z)
         <float[3,8] w = seeded>
         { y = ReduceMean <axes = [2], keepdims = 0> (x)  z = MatMul (y, w) }""",
+    "a division": """agraph (float[N,3,8] x) => (float[N,3,8] y, float[N,3,8] z)
+        <float[1] r = {255}, float[8,8] w = seeded> { y = Div (x, r)  z = MatMul (y, w) }""",
     "Gelu by tanh": """<ir_version: 9, opset_import: ["" : 20]>
         agraph (float[N,3,8] x) => (float[N,3,8] y, float[N,3,8] z) <float[8,8] w = seeded>
         { y = Gelu <approximate = "tanh"> (x)  z = MatMul (y, w) }""",
