@@ -26,6 +26,8 @@ from onnxq.types import Array, Feed
 _JOINED = 8
 # Runs at a time, where there are cores for them: the results of each take memory.
 _AT_ONCE = 2
+# Times in a row that the caller may wait before a second run is added: first runs are slow.
+_PATIENCE = 2
 
 Watches = dict[str, Watch]
 Names = tuple[int, ...]
@@ -187,10 +189,10 @@ def _readings(
         lanes = [
             stack.enter_context(ThreadPoolExecutor(1, "onnxq-calibrate")) for _ in range(at_once)
         ]
-        lane, under_way = 0, deque[tuple[Future[_Reading], Names]]()
+        lane, waits, under_way = 0, 0, deque[tuple[Future[_Reading], Names]]()
         for feed, names in feeds:
-            waits = bool(under_way) and not under_way[0][0].done()
-            lane = (lane + 1) % at_once if waits else 0
+            waits = waits + 1 if under_way and not under_way[0][0].done() else 0
+            lane = (lane + 1) % at_once if waits > _PATIENCE else 0
             under_way.append((lanes[lane].submit(session.read, feed), names))
             if len(under_way) > 1:
                 yield _next(under_way)

@@ -140,6 +140,7 @@ def at_once(monkeypatch) -> list[int]:
                 under_way.discard(threading.get_ident())
 
     patient = collect._cores() > 1
+    monkeypatch.setattr(collect, "_PATIENCE", 0)
     monkeypatch.setattr(TappedSession, "read", counted)
     return seen
 
