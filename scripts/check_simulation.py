@@ -46,7 +46,7 @@ def compared(name: str) -> tuple[int, int, int, int, int]:
     editor = Editor(to_qdq(draft.prepared, draft.plan))
     made = {n.outputs[0] for n in editor.finish().view().nodes if n.op == "QuantizeLinear"}
     activations = student.simulation.activations
-    integers = {t: f"{t}_quantized" for t in activations if f"{t}_quantized" in made}
+    integers = {t: f"{t}_q" for t in activations if f"{t}_q" in made}
     for output in integers.values():
         editor.add_output(output)
     (answer,) = draft.prepared.view().output_names

@@ -23,7 +23,7 @@ from onnxq.sensitivity.fastest import Fastest, find_fastest
 from onnxq.sensitivity.journal import Journal
 from onnxq.sensitivity.limits import Limits, limits_of
 from onnxq.sensitivity.maker import Maker, key_of
-from onnxq.sensitivity.options import CountOptions, Options, SizeOptions
+from onnxq.sensitivity.options import untimed
 from onnxq.sensitivity.plans import Subject
 from onnxq.sensitivity.search import Found, NoiseOf, Trials, search_plan
 from onnxq.sensitivity.storage import stored
@@ -56,7 +56,6 @@ _NEARER = (
 )
 # What a search may choose where the recipe leaves it open.
 _AUTO = (Precision.INT8, Precision.INT8_DYNAMIC)
-_SMALL = (Precision.INT8_WEIGHTS, Precision.INT4_WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ def _search(drafted: Draft, job: Job, trials: Trials, limits: Limits) -> Searche
 def _find(
     trials: Trials, feed: Feed, noise_of: NoiseOf, asked: Recipe, drafted: Draft
 ) -> tuple[Found, Fastest | None]:
-    objective, recipe = objective_of(asked), drafted.recipe
+    recipe = drafted.recipe
     if _timed(asked) and recipe.provider.is_cpu:
         fastest = find_fastest(
             trials,
@@ -214,14 +213,10 @@ def _find(
             seconds=recipe.verify.seconds,
         )
         return fastest.found, fastest
-    options: Options
-    if objective == "size" and asked.precision is None:
-        options = SizeOptions({p: _weights(trials.maker, p) for p in _SMALL})
-    else:
-        precision = recipe.usual
-        options = CountOptions(_nodes(trials.maker, precision), precision)
+    smallest = objective_of(asked) == "size" and asked.precision is None
+    options = untimed(trials.maker, None if smallest else recipe.usual)
     found = search_plan(trials, options, noise_of)
-    if objective == "latency" and asked.precision is None:
+    if objective_of(asked) == "latency" and asked.precision is None:
         found = stored(trials, found)
     if _timed(asked):
         fastest = fastest_of(
@@ -241,31 +236,6 @@ def _precisions(asked: Recipe, drafted: Draft) -> tuple[Precision, ...]:
     if asked.precision is not None:
         return (asked.usual,)
     return _AUTO if drafted.ranges.tensors else (Precision.INT8_DYNAMIC,)
-
-
-def _weights(maker: Maker, precision: Precision) -> dict[str, int]:
-    """Values in the weights of every node that can have a precision."""
-    view, names = maker.view, _able(maker, precision)
-    found = {}
-    for node in maker.subject.census.nodes:
-        if node.name in names:
-            arrays = [view.constant(stored.tensor) for stored in node.stored]
-            found[node.name] = sum(array.size for array in arrays if array is not None)
-    return found
-
-
-def _able(maker: Maker, precision: Precision) -> set[str]:
-    """The nodes that can have a precision, or what comes nearest to it."""
-    nearest = (Precision.INT8_WEIGHTS,) if precision is Precision.INT8_DYNAMIC else ()
-    return set(maker.whole(precision).named(precision, *nearest)) - maker.pins
-
-
-def _nodes(maker: Maker, precision: Precision) -> dict[str, float]:
-    """What it costs that a node stays float: 1, and a little for its weights."""
-    sizes = _weights(maker, precision)
-    most = max(sizes.values(), default=1) or 1
-    names = _able(maker, precision)
-    return {name: 1.0 + 1e-3 * sizes.get(name, 0) / most for name in names}
 
 
 def _runs_here(recipe: Recipe) -> bool:

@@ -69,13 +69,14 @@ def bench(models: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401 - cl
     told are ratios, medians, and how far speeds may be off. --ep cpu,openvino runs every model on
     several execution providers, the first of which is the reference's.
     """
-    read = [Path(path) for path in (*models, options["data"]) if path is not None]
-    files = files_to_write(("html",), options, read, force=options["force"])
+    paths = [Path(model) for model in models]
+    read = [Path(options["data"])] if options["data"] is not None else []
+    files = files_to_write(("html",), options, paths, read, force=options["force"])
     if files:
         load_extra()  # what is missing is told before the work
     with StageBars(quiet=options["as_json"]) as bars:
         report = bench_models(
-            [Path(model) for model in models],
+            paths,
             options["data"],
             providers=_providers(options),
             batch_size=options["batch_size"],

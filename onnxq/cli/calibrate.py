@@ -20,6 +20,7 @@ from onnxq.cli.shared import runs_on
 from onnxq.cli.terminal import Terminal, echo_json
 from onnxq.cli.words import Word
 from onnxq.data import FORMS, check_output
+from onnxq.graph import files_at
 from onnxq.plan import CalibrationSettings
 from onnxq.report import calibration_table, calibration_verdict
 from onnxq.runtime import default_target
@@ -93,7 +94,7 @@ def run(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands over
     said = {name: options[name] for name in Overrides.__dataclass_fields__ if name in options}
     said.pop("samples")  # of the whole data, and not the recipe's limit for quantize
     job = job_of(model, Overrides(**said))
-    check_output(output, [model, *read_files(job)], force=overwrites)
+    check_output(output, [*files_at(model), *read_files(job)], force=overwrites)
     silent = options["quiet"] or options["as_json"]
     with StageBars(quiet=silent) as bars, workers_of(options) as workers:
         job = replace(

@@ -30,7 +30,7 @@ from onnxq.cli.shared import runs_on
 from onnxq.cli.terminal import echo_line
 from onnxq.cli.words import Word
 from onnxq.data import FORMS
-from onnxq.graph import Model, files_of, load, write_bytes
+from onnxq.graph import load, write_bytes
 from onnxq.plan import CheckSettings
 from onnxq.plan.checking import CheckName
 from onnxq.report import (
@@ -108,7 +108,9 @@ def check(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands ov
     baseline = options["baseline"] or baseline_path(model)
     source = load(model)
     job = _job(model, baseline, options)
-    _check_outputs(source, job, baseline, options)
+    files_to_write(tuple(REPORTS), options, [model], [baseline, *read_files(job)], force=True)
+    if options["html"] is not None:
+        load_extra()  # what is missing is told before the work
     with StageBars(quiet=options["quiet"] or options["as_json"]) as bars:
         found = run_check(
             source, replace(job, progress=bars), baseline,
@@ -132,14 +134,6 @@ def _job(model: Path, baseline: Path, options: Mapping[str, Any]) -> Job:
         check=_settings(job.recipe.check, options),
     )
     return replace(job, recipe=recipe)
-
-
-def _check_outputs(source: Model, job: Job, baseline: Path, options: Mapping[str, Any]) -> None:
-    """Refuse reports that would take the place of what is read, or of one another."""
-    read = [*files_of(source), baseline, *read_files(job)]
-    files_to_write(tuple(REPORTS), options, read, force=True)
-    if options["html"] is not None:
-        load_extra()  # what is missing is told before the work
 
 
 def _settings(settings: CheckSettings, options: Mapping[str, Any]) -> CheckSettings:

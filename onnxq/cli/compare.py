@@ -75,8 +75,8 @@ def compare(reference: Path, other: Path, **options: Any) -> None:  # noqa: ANN4
     """
     said = {name: options[name] for name in SAID}
     job = job_of(reference, Overrides(test_data=options["data"], **said))
-    read = [reference, other, *read_files(job)]
-    files = files_to_write(FILES, options, read, force=options["force"])
+    models, read = [reference, other], read_files(job)
+    files = files_to_write(FILES, options, models, read, force=options["force"])
     if options["html"] is not None:
         load_extra()  # what is missing is told before the work
     with StageBars(quiet=options["quiet"] or options["as_json"]) as bars:

@@ -36,7 +36,7 @@ from onnxq.cli.shared import budgets, plan_of_layers, runs_on, samples_and_recip
 from onnxq.cli.words import Word
 from onnxq.data import check_output
 from onnxq.errors import UsageError
-from onnxq.graph import write_bytes
+from onnxq.graph import data_path, write_bytes
 from onnxq.report import load_extra, plan_table, quantize_page, receipt_view
 from onnxq.runtime import cache_folder
 from onnxq.targets import Provider
@@ -143,7 +143,7 @@ def quantize(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands
         output = options["output"] or model.parent / f"{model.stem}.{precision}.onnx"
         if ranges is not None and not options["dry_run"]:
             check_output(output, [ranges], force=options["force"])
-        _check_page(output, [model, *read_files(job), *([ranges] if ranges else [])], options)
+        _check_page(model, output, [*read_files(job), *([ranges] if ranges else [])], options)
         job = replace(
             job,
             ranges=ranges_of(ranges, job) if ranges is not None else None,
@@ -165,15 +165,17 @@ def quantize(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands
     finish(result.receipt, receipt_view(result.receipt), output, options, written)
 
 
-def _check_page(output: Path, read: Sequence[Path], options: Mapping[str, Any]) -> None:
+def _check_page(
+    model: Path, output: Path, read: Sequence[Path], options: Mapping[str, Any]
+) -> None:
     """Refuse a page that cannot be written, before the work."""
     page = options["html"]
     if page is None:
         return
     if options["dry_run"]:
         raise UsageError("--html is about what was made, and --dry-run makes nothing")
-    files_to_write(("html",), options, read, force=options["force"])
-    if page.resolve() in (output.resolve(), receipt_path(output).resolve()):
+    files_to_write(("html",), options, [model], read, force=options["force"])
+    if page.resolve() in {p.resolve() for p in (output, receipt_path(output), data_path(output))}:
         raise UsageError("two outputs have the same name", "give each file another")
     load_extra()  # what is missing is told before the work
 
@@ -202,8 +204,8 @@ def _replay(model: Path, options: Mapping[str, Any]) -> None:
         raise UsageError("--metric judges test data, and there are none", "give --test-data")
     receipt = load_receipt(options["from_receipt"])
     output = options["output"] or model.parent / f"{model.stem}.{receipt.recipe.usual}.onnx"
-    read = [model, options["from_receipt"], *(Path(p) for p in (options["test_data"],) if p)]
-    _check_page(output, read, options)
+    read = [options["from_receipt"], *(Path(p) for p in (options["test_data"],) if p)]
+    _check_page(model, output, read, options)
     with StageBars(quiet=options["quiet"] or options["as_json"]) as bars:
         result = replay(
             model, options["from_receipt"], output=output, force=options["force"],

@@ -13,6 +13,7 @@ from onnxq.api import receipt_path
 from onnxq.cli.terminal import Terminal, echo_json, echo_line
 from onnxq.data import check_output
 from onnxq.errors import UsageError
+from onnxq.graph import files_at
 from onnxq.verify import Receipt
 
 
@@ -44,14 +45,20 @@ def finish(
 
 
 def files_to_write(
-    kinds: Sequence[str], options: Mapping[str, Any], read: Sequence[Path], *, force: bool
+    kinds: Sequence[str],
+    options: Mapping[str, Any],
+    models: Sequence[Path],
+    read: Sequence[Path],
+    *,
+    force: bool,
 ) -> dict[str, Path]:
     """The reports that options name, by kind: refused before the work where they would do harm.
 
     Args:
         kinds: Options that name a file each.
         options: What was said.
-        read: Models, data, recipes and receipts that are read.
+        models: Models that are read, and their external data with them.
+        read: Data, recipes and receipts that are read.
         force: Whether other files may be overwritten.
 
     Raises:
@@ -59,8 +66,9 @@ def files_to_write(
         UsageError: Two are the same file.
     """
     files = {kind: options[kind] for kind in kinds if options[kind] is not None}
+    sources = [*(file for model in models for file in files_at(model)), *read] if files else []
     for path in files.values():
-        check_output(path, read, force=force)
+        check_output(path, sources, force=force)
     if len({path.resolve() for path in files.values()}) < len(files):
         raise UsageError("two outputs have the same name", "give each file another")
     return files

@@ -91,7 +91,7 @@ def report(model: Path, **options: Any) -> None:  # noqa: ANN401 - click hands o
     said = {name: options[name] for name in Overrides.__dataclass_fields__ if name in options}
     said |= {"samples": None, "precision": None}  # of the judging, and of several
     job = job_of(model, Overrides(**said))
-    files = files_to_write(FILES, options, [model, *read_files(job)], force=options["force"])
+    files = files_to_write(FILES, options, [model], read_files(job), force=options["force"])
     if options["html"] is not None:
         load_extra()  # what is missing is told before the work
     silent = options["quiet"] or options["as_json"]

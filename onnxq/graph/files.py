@@ -301,6 +301,14 @@ def files_of(model: Model) -> list[Path]:
     return [model.path, *sorted(external)]
 
 
+def files_at(path: Path) -> list[Path]:
+    """The same for a model that is not loaded; the path alone where none can be."""
+    try:
+        return files_of(load(path))
+    except ModelError:  # whoever loads it for its own sake tells why
+        return [path]
+
+
 def sha256(model: Model) -> str:
     """SHA-256 of a model's file and then of its external data files, sorted by name.
 

@@ -10,6 +10,7 @@ from onnx import version_converter
 
 from onnxq.errors import ModelError
 from onnxq.graph.model import Model, to_proto
+from onnxq.graph.remarks import restore_remarks
 from onnxq.graph.view import described, subgraphs
 
 # DequantizeLinear learned per-channel scales (``axis``) in opset 13, whose IR version is 7.
@@ -58,6 +59,7 @@ def raise_opset(model: Model, to: int = MINIMUM_OPSET) -> Model:
         raise _cannot_raise(model, to, reason) from error
     raised = ir.serde.deserialize_model(proto)
     restore_shapes(raised.graph.outputs, model.ir.graph.outputs)
+    restore_remarks(raised.graph, model.ir.graph)
     raised.ir_version = max(raised.ir_version or 0, _IR_VERSIONS[to])
     raised.opset_imports.update(
         {k: v for k, v in model.ir.opset_imports.items() if k not in raised.opset_imports}

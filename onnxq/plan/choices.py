@@ -16,7 +16,8 @@ class Choice(msgspec.Struct, frozen=True):
 
     Attributes:
         precision: How it is to compute.
-        why: For ``float``: the rest of the sentence "stays float: ...".
+        why: Why it is no cheaper one: the rest of the sentence "stays float: ...", or of "has
+            int8-weights: ...", which is left out where there is nothing to say.
     """
 
     precision: Precision
@@ -34,5 +35,7 @@ def with_choices(layers: Mapping[str, LayerSettings], choices: Choices) -> dict[
         reason = None
         if choice.precision is Precision.FLOAT:
             reason = Reason("measured", f"stays float: {choice.why or _CHEAPEST}", name)
+        elif choice.why:
+            reason = Reason("measured", f"has {choice.precision}: {choice.why}", name)
         found[name] = with_fields(layers[name], precision=choice.precision, reason=reason)
     return found

@@ -65,17 +65,17 @@ def make_plan(
     for node in census.nodes:
         wanted = layers[node.name]
         if wanted.precision.static or wanted.precision is Precision.FLOAT:
-            reason = None if node.name in integers else static.reasons[node.name]
+            refused = None if node.name in integers else static.reasons[node.name]
         elif wanted.precision in target.refuses:
             text = f"stays float: {target.refuses[wanted.precision]}"
-            reason = Reason("target-refuses", text, node.name)
+            refused = Reason("target-refuses", text, node.name)
         else:
-            reason = REFUSALS[wanted.precision](view, node)
-        got = Precision.FLOAT if reason else wanted.precision
+            refused = REFUSALS[wanted.precision](view, node)
+        got = Precision.FLOAT if refused else wanted.precision
         pinned = wanted.precision is Precision.FLOAT and node.name not in (choices or {})
         if got is Precision.FLOAT and recipe.float_type == "fp16" and not pinned:
             got = Precision.FLOAT if refuse_half(view, node) else Precision.FP16
-        nodes.append(NodePlan(node.name, node.op, got, reason))
+        nodes.append(NodePlan(node.name, node.op, got, refused or wanted.reason))
     worth = worth_half(view, {n.name for n in nodes if n.precision is Precision.FP16})
     nodes = [
         NodePlan(n.name, n.op, Precision.FLOAT, n.reason or Reason("no-gain", _NO_GAIN, n.name))

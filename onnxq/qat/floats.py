@@ -95,13 +95,22 @@ def _of_sum(view: GraphView, tensor: str) -> bool:
 
 
 def _of_gelu(view: GraphView, node: NodeView) -> bool:
-    """Whether ONNX Runtime makes one Gelu of a division and what follows it."""
-    divisor, uses = view.constant(node.inputs[1]), view.uses(node.outputs[0])
+    """Whether ONNX Runtime makes one Gelu of a division and what follows it.
+
+    It does not where the sum is halved before it is multiplied, nor where the root divides as a
+    factor.
+    """
+    divisor = view.constant(node.inputs[1])
     if divisor is None or divisor.size != 1 or divisor.ndim > (view.rank(node.inputs[0]) or 0):
         return False
     if not math.isclose(divisor.item(), 2**0.5, rel_tol=1e-6):
         return False
-    return [view.by_name[use.node].op for use in uses] == ["Erf"]
+    for op in ("Erf", "Add", "Mul"):
+        readers = [view.by_name[use.node] for use in view.uses(node.outputs[0])]
+        if [reader.op for reader in readers] != [op]:
+            return False
+        (node,) = readers
+    return not any(view.is_constant(factor) for factor in node.inputs)
 
 
 def layer_norm(node: NodeView, x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Outputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -20,6 +21,7 @@ from onnxq.verify import CONFIDENCE, Gate, LatencyFacts, Measured, MetricFacts, 
 # A difference in speed that nobody notices, however surely it was measured.
 SAME_SPEED = 0.02
 MOST_REASONS = 5
+_FLOATS = (Precision.FLOAT, Precision.FP16)
 # Titles of the table of the model's forms.
 FORMS = ("", "float", "prepared float", "output", "change")
 # What a node of a precision does, and what several do, behind their number.
@@ -128,7 +130,7 @@ def accuracy_lines(measured: Measured) -> list[str]:
 
 
 def node_lines(receipt: Receipt) -> list[str]:
-    """How many nodes are quantized, and which of them run as float, in rich's markup."""
+    """How many nodes are quantized, and which of them not as was asked for, in rich's markup."""
     plan, coverage = receipt.plan, receipt.measured.int8_coverage
     lines = []
     if plan.empty:
@@ -145,10 +147,9 @@ def node_lines(receipt: Receipt) -> list[str]:
             f"int8: {coverage.int8} of {coverage.wanted} planned nodes really run as int8, of "
             f"{len(plan.nodes)} in all ({plan.target}){''.join(f'; {text}' for text in told)}"
         )
-        lines += [f"  [yellow]float[/] {_reason(r)}" for r in coverage.float_nodes[:MOST_REASONS]]
-        if len(coverage.float_nodes) > MOST_REASONS:
-            lines.append(f"  and {len(coverage.float_nodes) - MOST_REASONS} more, see the receipt")
-    return lines
+        lines += _reasons(coverage.float_nodes, "  [yellow]float[/] ")
+    others = [n.reason for n in plan.nodes if n.precision not in _FLOATS and n.reason is not None]
+    return lines + _reasons(others, "  ")
 
 
 def _summary(plan: QuantPlan) -> str:
@@ -156,8 +157,11 @@ def _summary(plan: QuantPlan) -> str:
     return escape("; ".join(text for text, _ in sentences.most_common(3)) or "it has no nodes")
 
 
-def _reason(reason: Reason) -> str:
-    return f"{escape(reason.node)}: {escape(reason.sentence)}"
+def _reasons(reasons: Sequence[Reason], before: str) -> list[str]:
+    """The first reasons, and how many more there are."""
+    lines = [f"{before}{escape(r.node)}: {escape(r.sentence)}" for r in reasons[:MOST_REASONS]]
+    more = len(reasons) - MOST_REASONS
+    return [*lines, f"  and {more} more, see the receipt"] if more > 0 else lines
 
 
 def gate_line(gate: Gate) -> str:
@@ -177,9 +181,9 @@ def gate_value(gate: Gate) -> str:
 
 
 def plan_table(plan: QuantPlan) -> RenderableType:
-    """Every node of a plan, with its precision or the reason why it stays float."""
+    """Every node of a plan, with its precision and the reason why it is not what was asked for."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("node", "operator", "precision", "why float"):
+    for title in ("node", "operator", "precision", "why"):
         table.add_column(title, overflow="fold")
     for node in plan.nodes:
         color = "green" if node.precision is not Precision.FLOAT else ""

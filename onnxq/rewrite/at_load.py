@@ -13,7 +13,7 @@ from collections.abc import Collection
 import numpy as np
 
 from onnxq.graph import Editor, GraphView, Model, NodeView
-from onnxq.graph.view import unused
+from onnxq.rewrite.names import Names
 from onnxq.types import Array
 
 FLOAT = 1  # onnx.TensorProto.FLOAT, for Cast
@@ -32,7 +32,7 @@ def scale_at_load(model: Model, nodes: Collection[str]) -> Model:
         A new model that computes the same; without blocks to the last bit.
     """
     view, editor = model.view(), Editor(model)
-    wanted, taken = set(nodes), set(view.names)
+    wanted, names = set(nodes), Names(view)
     makers = {
         maker.name: maker
         for node in view.nodes
@@ -43,9 +43,9 @@ def scale_at_load(model: Model, nodes: Collection[str]) -> Model:
         and (is_plain(view, maker) or _in_whole_blocks(view, maker))
     }
     for maker in makers.values():
-        steps = _Steps(editor, maker, taken)
+        steps = _Steps(editor, maker, names)
         if is_plain(view, maker):
-            steps.last("Mul", steps.cast(), steps.constant("scales", _column(view, maker)))
+            steps.last("Mul", steps.cast(), steps.constant("scale", _column(view, maker)))
         else:
             _scale_blocks(view, maker, steps)
     return editor.finish()
@@ -54,23 +54,18 @@ def scale_at_load(model: Model, nodes: Collection[str]) -> Model:
 class _Steps:
     """Adds the nodes that take the place of one DequantizeLinear; the last has its name."""
 
-    def __init__(self, editor: Editor, maker: NodeView, taken: set[str]) -> None:
-        self._editor, self._maker, self._taken = editor, maker, taken
-
-    def _name(self, name: str) -> str:
-        found = unused(name, self._taken)
-        self._taken.add(found)
-        return found
+    def __init__(self, editor: Editor, maker: NodeView, names: Names) -> None:
+        self._editor, self._maker, self._names = editor, maker, names
 
     def constant(self, part: str, values: Array) -> str:
-        return self._editor.add_constant(self._name(f"{self._maker.outputs[0]}_{part}"), values)
+        return self._editor.add_constant(self._names.new(self._maker.outputs[0], part), values)
 
     def cast(self) -> str:
         return self.add("Cast", "cast", self._maker.inputs[0], attrs={"to": FLOAT})
 
     def add(self, op: str, part: str, *inputs: str, attrs: dict[str, int] | None = None) -> str:
-        made = self._name(f"{self._maker.outputs[0]}_{part}")
-        name = self._name(f"{self._maker.name}_{op}")
+        made = self._names.new(self._maker.outputs[0], part)
+        name = self._names.new(self._maker.name, op)
         self._editor.add_node(op, inputs, [made], name=name, attrs=attrs)
         return made
 
@@ -90,8 +85,8 @@ def _scale_blocks(view: GraphView, maker: NodeView, steps: _Steps) -> None:
     assert scale is not None
     if zero is not None and zero.any():
         zeros = np.expand_dims(zero.astype(np.float32), axis + 1)
-        found = steps.add("Sub", "shifted", found, steps.constant("zeros", zeros))
-    scales = steps.constant("scales", np.expand_dims(scale, axis + 1))
+        found = steps.add("Sub", "shifted", found, steps.constant("zero_point", zeros))
+    scales = steps.constant("scale", np.expand_dims(scale, axis + 1))
     steps.last("Reshape", steps.add("Mul", "scaled", found, scales), outer)
 
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 import numpy as np
 
 from onnxq.graph import Editor, GraphView, Model, NodeView
-from onnxq.graph.view import unused
 from onnxq.ops import OPERATORS
+from onnxq.rewrite.names import Names
 
 # Beside fewer scales the names of a Mul weigh more.
 LEAST_SCALES = 32
@@ -32,15 +32,14 @@ def multiply_bias_scales(model: Model) -> Model:
         product, stay as they are.
     """
     view, editor = model.view(), Editor(model)
-    taken = set(view.names)
+    names = Names(view)
     for node in view.nodes:
         found = _factors(view, node)
         if found is None:
             continue
         bias, x_scale, w_scale = found
         base = bias.inputs[1]
-        name, made = unused(f"{base}_Mul", taken), unused(f"{base}_product", taken)
-        taken |= {name, made}
+        name, made = names.new(base, "Mul"), names.new(base, "product")
         editor.add_node("Mul", [x_scale, w_scale], [made], name=name)
         editor.redirect(bias.name, 1, made)
     return editor.finish()

@@ -15,6 +15,7 @@ import numpy as np
 
 from onnxq.graph import Editor, GraphView, Model, NodeView
 from onnxq.rewrite.integer_ops import MICROSOFT
+from onnxq.rewrite.names import Names
 from onnxq.types import Array, QType
 
 # MatMulNBits quantizes activations to 8 bits per block at this level. That costs 45 dB, far less
@@ -87,9 +88,8 @@ class _Writer:
     def __init__(self, model: Model) -> None:
         self.view: GraphView = model.view()
         self.editor = Editor(model)
+        self.names = Names(self.view)
         self._large = not model.fits_one_file
-        self._taken = set(self.view.names)
-        self._names: dict[str, str] = {}
 
     def run(self, rules: dict[str, Callable[[_Writer, NodeView, _Weight], None]]) -> Model:
         """Apply the rule of every node's operator, if there is one and it reads a weight."""
@@ -121,25 +121,14 @@ class _Writer:
         assert found is not None
         return found
 
-    def name(self, base: str) -> str:
-        """A name for something new, the same whenever it is asked for."""
-        if base not in self._names:
-            name = base
-            while name in self._taken:
-                name += "_"
-            self._taken.add(name)
-            self._names[base] = name
-        return self._names[base]
-
     def constant(
         self,
-        base: str,
+        name: str,
         make: Callable[[], Array],
         dtype: np.dtype[np.generic],
         shape: Sequence[int],
     ) -> str:
         """A constant, made once; in a large model not before it is written."""
-        name = self.name(base)
         if self.editor.has_tensor(name):
             return name
         if self._large:
@@ -148,7 +137,7 @@ class _Writer:
 
     def changed(self, name: str, part: str, change: Callable[[Array], Array]) -> str:
         """A small constant that is made out of another one."""
-        made = self.name(f"{name}_{part}")
+        made = self.names.of(name, part)
         return self.editor.add_constant(made, change(self.values(name)))
 
 
@@ -186,12 +175,12 @@ def _multiply(writer: _Writer, node: NodeView, weight: _Weight) -> None:
     shape = (columns, count, size * bits // 8)
     inputs = [
         node.inputs[0],
-        writer.constant(f"{stored}_{part}", packed, np.dtype(np.uint8), shape),
+        writer.constant(writer.names.of(stored, part), packed, np.dtype(np.uint8), shape),
         writer.changed(scale, part, lambda v: per_block(v).ravel()),
     ]
     zeros = per_block(_zeros(writer, weight))
     if (zeros != 1 << (bits - 1)).any():
-        name = writer.name(f"{stored}_zero_{part}")
+        name = writer.names.of(stored, "zero_point", part)
         inputs.append(writer.editor.add_constant(name, _pack(zeros, bits).ravel()))
     if bias:
         flat = writer.changed(bias, "flat", np.ravel)
@@ -223,13 +212,13 @@ def _gather_blocks(writer: _Writer, node: NodeView, weight: _Weight) -> None:
     if weight.qtype.bits == 8:
         attrs["bits"] = 8
         inputs[0] = writer.constant(
-            f"{stored}_unsigned",
+            writer.names.of(stored, "unsigned"),
             lambda: _unsigned(writer.values(stored), weight),
             np.dtype(np.uint8),
             weight.shape,
         )
         zeros = _zeros(writer, weight)
-        name = writer.name(f"{stored}_zero_unsigned")
+        name = writer.names.of(stored, "zero_point", "unsigned")
         # the kernel's own default is the middle
         inputs[3:] = [writer.editor.add_constant(name, zeros)] if (zeros != 128).any() else []
     writer.editor.replace(node.name, "GatherBlockQuantized", inputs, attrs=attrs, domain=MICROSOFT)
@@ -239,10 +228,10 @@ def _turn(writer: _Writer, node: NodeView, weight: _Weight) -> None:
     """A Gemm that does not transpose its weight, which is stored transposed instead."""
     if not node.attrs.get("transB", 0) or not _is_matrix_in_blocks(weight, turned=True):
         return
-    stored, made = weight.names[0], writer.name(f"{node.inputs[1]}_turned")
+    stored, made = weight.names[0], writer.names.of(node.inputs[1], "turned")
     if not writer.editor.has_tensor(made):
         turned = writer.constant(
-            f"{stored}_turned",
+            writer.names.of(stored, "turned"),
             lambda: np.ascontiguousarray(writer.values(stored).T),
             weight.qtype.dtype,
             weight.shape[::-1],
@@ -256,7 +245,7 @@ def _turn(writer: _Writer, node: NodeView, weight: _Weight) -> None:
             "DequantizeLinear",
             [turned, *others],
             [made],
-            name=writer.name(f"{made}_DequantizeLinear"),
+            name=writer.names.of(made, "DQ"),
             attrs={"axis": 0, "block_size": weight.size},
         )
     inputs = [node.inputs[0], made, *node.inputs[2:]]
@@ -280,8 +269,9 @@ def _gather_first(writer: _Writer, node: NodeView, weight: _Weight) -> None:
     base, indices = node.outputs[0], node.inputs[1]
 
     def gathered(tensor: str, part: str) -> str:
-        made = writer.name(f"{base}_{part}")
-        editor.add_node("Gather", [tensor, indices], [made], name=writer.name(f"{made}_Gather"))
+        made = writer.names.of(base, part)
+        name = writer.names.of(made, "Gather")
+        editor.add_node("Gather", [tensor, indices], [made], name=name)
         return made
 
     by_row = (
@@ -289,16 +279,16 @@ def _gather_first(writer: _Writer, node: NodeView, weight: _Weight) -> None:
     )
     if by_row and len(weight.shape) == 2:
         column = writer.changed(scale, "column", lambda v: v.reshape(-1, 1))
-        real = writer.name(f"{base}_steps")
-        rows = gathered(stored, "quantized")
-        name = writer.name(f"{real}_Cast")
+        real = writer.names.of(base, "steps")
+        rows = gathered(stored, "q")
+        name = writer.names.of(real, "Cast")
         editor.add_node("Cast", [rows], [real], name=name, attrs={"to": _ONNX_FLOAT})
         editor.replace(node.name, "Mul", [real, gathered(column, "scale")])
     elif weight.axis is None:
-        rows = gathered(stored, "quantized")
+        rows = gathered(stored, "q")
         editor.replace(node.name, "DequantizeLinear", [rows, *filter(None, (scale, zero))])
     elif weight.size and weight.axis == len(weight.shape) - 1 > 0:
-        inputs = [gathered(stored, "quantized"), gathered(scale, "scale")]
+        inputs = [gathered(stored, "q"), gathered(scale, "scale")]
         inputs += [gathered(zero, "zero_point")] if zero else []
         attrs = {"axis": -1, "block_size": weight.size}
         editor.replace(node.name, "DequantizeLinear", inputs, attrs=attrs)

@@ -14,8 +14,8 @@ import numpy as np
 
 from onnxq.errors import SelfCheckError
 from onnxq.graph import Editor, GraphView, Model, NodeView
-from onnxq.graph.view import unused
 from onnxq.rewrite.at_load import FLOAT, is_plain
+from onnxq.rewrite.names import Names
 from onnxq.types import Array
 
 MICROSOFT = "com.microsoft"
@@ -69,9 +69,7 @@ class _Lowering:
     def __init__(self, model: Model) -> None:
         self._view: GraphView = model.view()
         self._editor = Editor(model)
-        self._taken = set(self._view.names)
-        self._quantized: dict[str, tuple[str, str, str]] = {}
-        self._constants: dict[str, str] = {}
+        self._names = Names(self._view)
         self._rules: dict[str, Callable[[NodeView], None]] = {
             "MatMul": self._matmul,
             "Gemm": self._gemm,
@@ -105,10 +103,9 @@ class _Lowering:
     def _multiply(self, node: NodeView, integers: str, scale: str) -> None:
         """Integers times integers, times the product of both scales."""
         x, x_scale, x_zero = self._quantize(node.inputs[0])
-        product = self._name(f"{node.name}_scale")
-        self._editor.add_node(
-            "Mul", [x_scale, scale], [product], name=self._name(f"{node.name}_scales")
-        )
+        product = self._names.new(node.name, "scale")
+        name = self._names.new(product, "Mul")
+        self._editor.add_node("Mul", [x_scale, scale], [product], name=name)
         self._editor.replace(node.name, "MatMulInteger", [x, integers, x_zero])
         self._behind(node, "Cast", [], to=FLOAT)
         self._behind(node, "Mul", [product])
@@ -134,8 +131,8 @@ class _Lowering:
         scale = np.broadcast_to(scale, (directions, *scale.shape))
         return (
             self._transposed(weight.integers, (0, 2, 1)),
-            self._made(f"{weight.scale}_by_direction", scale),
-            self._made(f"{weight.zero_point}_x{directions}", np.zeros(scale.shape, np.int8)),
+            self._made(scale, weight.scale, "by_direction"),
+            self._made(np.zeros(scale.shape, np.int8), weight.zero_point, f"x{directions}"),
         )
 
     def _gather(self, node: NodeView) -> None:
@@ -146,15 +143,10 @@ class _Lowering:
             shape = [1] * (self._view.rank(weight.integers) or 1)
             shape[axis] = -1
             column = self._constant(weight.scale).reshape(shape)
-            scales = self._made(f"{weight.scale}_of_axis_{axis % len(shape)}", column)
-            scale = self._name(f"{node.name}_scale")
-            self._editor.add_node(
-                "Gather",
-                [scales, indices],
-                [scale],
-                name=self._name(f"{node.name}_scales"),
-                attrs=node.attrs,
-            )
+            scales = self._made(column, weight.scale, "of_axis", str(axis % len(shape)))
+            scale = self._names.new(node.name, "scale")
+            name = self._names.new(scale, "Gather")
+            self._editor.add_node("Gather", [scales, indices], [scale], name=name, attrs=node.attrs)
         self._editor.replace(node.name, "Gather", [weight.integers, indices], attrs=node.attrs)
         self._behind(node, "Cast", [], to=FLOAT)
         self._behind(node, "Mul", [scale])
@@ -189,42 +181,29 @@ class _Lowering:
 
     def _quantize(self, tensor: str) -> tuple[str, str, str]:
         """Integers, scale and zero point of a tensor, quantized while the model runs."""
-        if tensor not in self._quantized:
-            parts = ("quantized", "scale", "zero_point")
-            x, scale, zero = (self._name(f"{tensor}_dynamic_{part}") for part in parts)
-            self._editor.add_node(
-                "DynamicQuantizeLinear",
-                [tensor],
-                [x, scale, zero],
-                name=self._name(f"{tensor}_DynamicQuantizeLinear"),
-            )
-            self._quantized[tensor] = x, scale, zero
-        return self._quantized[tensor]
+        parts = ("q", "scale", "zero_point")
+        x, scale, zero = (self._names.of(tensor, "dynamic", part) for part in parts)
+        if not self._editor.has_tensor(x):
+            name = self._names.new(tensor, "dynamic", "Q")
+            self._editor.add_node("DynamicQuantizeLinear", [tensor], [x, scale, zero], name=name)
+        return x, scale, zero
 
     def _behind(self, node: NodeView, op: str, operands: Sequence[str], **attrs: int) -> None:
         """Let an operator follow on the one output of a node, or on what follows already."""
         made = node.outputs[0]
-        inner = self._name(f"{made}_before_{op}")
-        self._editor.put_behind(
-            made, inner, op, [inner, *operands], name=self._name(f"{node.name}_{op}"), attrs=attrs
-        )
+        inner = self._names.new(made, "before", op)
+        name = self._names.new(node.name, op)
+        self._editor.put_behind(made, inner, op, [inner, *operands], name=name, attrs=attrs)
 
     def _transposed(self, tensor: str, order: Sequence[int]) -> str:
         values = self._constant(tensor).transpose(order)
-        return self._made(f"{tensor}_transposed", np.ascontiguousarray(values))
+        return self._made(np.ascontiguousarray(values), tensor, "transposed")
 
-    def _made(self, name: str, values: Array) -> str:
+    def _made(self, values: Array, *parts: str) -> str:
         """A constant that nodes which share a weight share as well."""
-        if name not in self._constants:
-            self._constants[name] = self._editor.add_constant(self._name(name), values)
-        return self._constants[name]
+        return self._editor.add_constant(self._names.of(*parts), values)
 
     def _constant(self, tensor: str) -> Array:
         values = self._view.constant(tensor)
         assert values is not None
         return values
-
-    def _name(self, name: str) -> str:
-        name = unused(name, self._taken)
-        self._taken.add(name)
-        return name

@@ -21,6 +21,7 @@ from onnxq.graph import (
     float_ports,
     narrow,
 )
+from onnxq.rewrite.names import Names
 from onnxq.types import Array
 
 FLOAT32 = "float32"
@@ -60,7 +61,7 @@ class _Writer:
         self._editor = Editor(model)
         self._dtype = dtype
         self._keep_io = keep_io
-        self._taken = set(self._view.names)
+        self._unused = Names(self._view)
         self._names: dict[tuple[str, str], str] = {}  # (tensor, type) -> name
         self._casts = [n for n in self._view.nodes if n.op == "Cast" and not n.domain]
         self._ports = self._find_ports(frozenset(nodes))
@@ -109,7 +110,7 @@ class _Writer:
         made, wanted = self._made_in(tensor), FLOAT32 if self._keep_io else self._dtype
         if made == wanted:
             return
-        inner = self._new_name(f"{tensor}_{made}")
+        inner = self._unused.new(tensor, made)
         self._editor.move_output(tensor, inner)
         self._names[tensor, made], self._names[tensor, wanted] = inner, tensor
         self._cast(inner, tensor, wanted)
@@ -129,7 +130,7 @@ class _Writer:
         elif types == (FLOAT32, self._dtype) and made not in self._view.output_names:
             self._names[made, self._dtype] = self._as(read, self._dtype)
         elif types == (FLOAT32, self._dtype) and read not in self._view.output_names:
-            aside = self._new_name(f"{made}_{self._dtype}")
+            aside = self._unused.new(made, self._dtype)
             self._editor.move_output(made, aside)
             self._editor.move_output(self._as(read, self._dtype), made)
             self._editor.copy_type(aside, made)
@@ -161,7 +162,7 @@ class _Writer:
         made = self._made_in(tensor)
         if (tensor, dtype) in self._names or made == dtype:
             return self._names.get((tensor, dtype), tensor)
-        name = self._names[tensor, dtype] = self._new_name(f"{tensor}_{dtype}")
+        name = self._names[tensor, dtype] = self._unused.new(tensor, dtype)
         if self._view.is_constant(tensor):
             self._add_constant(tensor, name)
         else:
@@ -181,13 +182,7 @@ class _Writer:
         self._editor.add_made(name, rounded, kind, shape)
 
     def _cast(self, source: str, made: str, dtype: str) -> None:
-        name = self._new_name(f"{made}_Cast")
+        name = self._unused.new(made, "Cast")
         self._editor.add_node("Cast", [source], [made], name=name, attrs={"to": CODES[dtype]})
         self._editor.copy_type(source, made)
         self._editor.retype(made, dtype)
-
-    def _new_name(self, name: str) -> str:
-        while name in self._taken:
-            name += "_"
-        self._taken.add(name)
-        return name

@@ -1,10 +1,14 @@
 """``to_qdq``: a plan becomes QuantizeLinear/DequantizeLinear pairs in the graph.
 
-Every name that is added starts with the tensor that it serves: ``x_quantized``,
-``x_dequantized``, ``x_scale``; for a bias that several nodes read, and that is stored for each of
-them, with the bias and the node. Equal zero points are one constant, named after what it holds:
-``zero_point_uint8_128``, or ``zero_point_int8_0_x64`` for 64 channels. Where a name is taken
-already, underscores follow.
+Every name that is added starts with the tensor that it serves: ``x_q`` for its integers, ``x_dq``
+for the floats that they become again, ``x_Q`` and ``x_DQ`` for the two nodes, ``x_scale`` and
+``x_zero_point``; for a bias that several nodes read, and that is stored for each of them, with the
+bias and the node. Equal zero points are one constant, named after what it holds: ``zp_u8_128``, or
+``zp_i8_0_x64`` for 64 channels. The other forms hang words of their own onto these parts. Where a
+name is taken already, underscores follow.
+
+The names are short, for in a file of small layers they weigh as much as the scales; and tensors of
+the source may end like them, so that only the graph tells what an added name goes back to.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from onnxq.numerics import quantize, quantize_blocks
 from onnxq.ops import OPERATORS, stored_in_bodies
 from onnxq.plan import QuantPlan, pair_readers, pair_serves_all
 from onnxq.rewrite.check import check
+from onnxq.rewrite.names import Names
 from onnxq.targets import get_target
 from onnxq.types import Array, Precision, QParams, QType, WeightBlocks
 
@@ -68,8 +73,7 @@ class _Writer:
         self._plan = plan
         self._large = not model.fits_one_file
         self._precision = plan.precision()
-        self._taken = set(self._view.names)
-        self._names: dict[tuple[Subject, str], str] = {}
+        self._names = Names(self._view)
         self._target = get_target(plan.target)
 
     def quantize_constants(self, node: NodeView) -> None:
@@ -103,35 +107,35 @@ class _Writer:
 
     def _constant(self, subject: Subject, params: QParams) -> str:
         """A DequantizeLinear over the stored integers of a constant; made once per subject."""
-        made = self._name(subject, "dequantized")
+        made = self._names.of(*subject, "dq")
         if not self.editor.has_tensor(made):
-            stored = self._name(subject, "quantized")
+            stored = self._names.of(*subject, "q")
             self._store(stored, subject[0], lambda values: quantize(values, params), params.qtype)
             self._dequantize(subject, stored, made, params)
         return made
 
     def _in_blocks(self, subject: Subject, scheme: WeightBlocks) -> str:
         """A DequantizeLinear over a weight in blocks; made once per subject."""
-        made = self._name(subject, "dequantized")
+        made = self._names.of(*subject, "dq")
         if self.editor.has_tensor(made):
             return made
         found = quantize_blocks(self._values(subject[0]), scheme)
-        stored = self._name(subject, "quantized")
+        stored = self._names.of(*subject, "q")
         if self._large:
             self._store(
                 stored, subject[0], lambda w: quantize_blocks(w, scheme).stored, scheme.qtype
             )
         else:
             self.editor.add_constant(stored, found.stored)
-        inputs = [stored, self.editor.add_constant(self._name(subject, "scale"), found.scale)]
+        inputs = [stored, self.editor.add_constant(self._names.of(*subject, "scale"), found.scale)]
         if found.zero_point.any():  # without one it is 0
-            zero = self._name(subject, "zero_point")
+            zero = self._names.of(*subject, "zero_point")
             inputs.append(self.editor.add_constant(zero, found.zero_point))
         self.editor.add_node(
             "DequantizeLinear",
             inputs,
             [made],
-            name=self._name(subject, "DequantizeLinear"),
+            name=self._names.of(*subject, "DQ"),
             attrs={"axis": scheme.axis, "block_size": scheme.size},
         )
         return made
@@ -167,7 +171,7 @@ class _Writer:
             "DequantizeLinear",
             [stored, *self._parameters(subject, params)],
             [made],
-            name=self._name(subject, "DequantizeLinear"),
+            name=self._names.of(*subject, "DQ"),
             attrs=None if params.axis is None else {"axis": params.axis},
         )
 
@@ -176,7 +180,7 @@ class _Writer:
         scale, zero = np.array(params.scale, np.float32), np.array(params.zero_point)
         if params.axis is None:
             scale, zero = scale[0], zero[0]
-        made = [self.editor.add_constant(self._name(subject, "scale"), np.asarray(scale))]
+        made = [self.editor.add_constant(self._names.of(*subject, "scale"), np.asarray(scale))]
         if params.qtype is not QType.INT32:
             stored = np.asarray(zero, params.qtype.dtype)
             made.append(self.editor.add_constant(self._zero_point_name(subject, params), stored))
@@ -186,38 +190,28 @@ class _Writer:
         """One name for all zero points of one value, type and number of channels."""
         value, *others = set(params.zero_point)
         if others:
-            return self._name(subject, "zero_point")
-        channels = "" if params.axis is None else f"_x{len(params.scale)}"
-        return self._name(("zero_point", params.qtype), f"{value}{channels}")
-
-    def _name(self, subject: Subject, part: str) -> str:
-        """The name of one part of what serves a subject: the same one whenever it is asked for."""
-        name = self._names.get((subject, part), "")
-        if not name:
-            name = "_".join((*subject, part))
-            while name in self._taken:
-                name += "_"
-            self._taken.add(name)
-            self._names[subject, part] = name
-        return name
+            return self._names.of(*subject, "zero_point")
+        kind = f"{params.qtype.value[0]}{params.qtype.bits}"
+        channels = () if params.axis is None else (f"x{len(params.scale)}",)
+        return self._names.of("zp", kind, str(value), *channels)
 
     def add_pair(self, tensor: str) -> None:
         """Put Q and DQ behind a tensor, and let its readers read what comes out."""
         params = self._plan.tensors[tensor]
         for_all = pair_serves_all(self._view, self._plan, tensor)
         subject = (tensor,)
-        stored = self._name(subject, "quantized")
+        stored = self._names.of(tensor, "q")
         if for_all and tensor in self._view.output_names:
-            source, made = self._name(subject, "float"), tensor
+            source, made = self._names.of(tensor, "float"), tensor
             self.editor.move_output(tensor, source)
             self.raw[source] = tensor
         else:
-            source, made = tensor, self._name(subject, "dequantized")
+            source, made = tensor, self._names.of(tensor, "dq")
         self.editor.add_node(
             "QuantizeLinear",
             [source, *self._parameters(subject, params)],
             [stored],
-            name=self._name(subject, "QuantizeLinear"),
+            name=self._names.of(tensor, "Q"),
         )
         readers = pair_readers(self._view, self._plan, tensor)
         apart = [u for u in readers if self._wants_channels(tensor, u)]
@@ -258,7 +252,7 @@ class _Writer:
         repeated = QParams(
             params.qtype, params.scale * channels, params.zero_point * channels, axis=1
         )
-        made = self._name((tensor,), "dequantized_per_channel")
+        made = self._names.of(tensor, "dq", "per_channel")
         self._dequantize((tensor, "per_channel"), stored, made, repeated)
         self.editor.copy_type(tensor, made)
         return made

@@ -14,6 +14,7 @@ import numpy as np
 from onnxq.graph import Editor, GraphView, Model, NodeView
 from onnxq.numerics import quantize
 from onnxq.rewrite.integer_ops import EIGHT_BITS, IntegerOp, Integers, Site, integer_op
+from onnxq.rewrite.names import Names
 from onnxq.types import QParams, QType
 
 BIAS = (QType.INT32,)
@@ -60,6 +61,7 @@ class _Lowering:
     def __init__(self, model: Model) -> None:
         self._view: GraphView = model.view()
         self._editor = Editor(model)
+        self._names = Names(self._view)
         self._sources: dict[str, Integers] = {}
         self._sinks: dict[str, _Sink] = {}
         for node in reversed(self._view.nodes):
@@ -174,12 +176,7 @@ class _Lowering:
         """Let a clamp cut integers, under its own name."""
         dtype = sink.into.params.qtype.dtype
         limits = [
-            self._editor.add_constant(self._unused(f"{tensor}_{end}"), np.array(value, dtype))
+            self._editor.add_constant(self._names.new(tensor, end), np.array(value, dtype))
             for end, value in (("low", sink.low), ("high", sink.high))
         ]
         self._editor.replace(sink.clamp, "Clip", [tensor, *limits], outputs=[sink.into.tensor])
-
-    def _unused(self, name: str) -> str:
-        while self._editor.has_tensor(name) or name in self._view.names:
-            name += "_"
-        return name

@@ -20,14 +20,13 @@ from onnxq.types import Feed
 
 # Rounds in which every model runs: twice, and the second run counts, where caches matter.
 LEAST_ROUNDS, MOST_ROUNDS, WARM_UP = 5, 60, 2
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
 # Kernels that only change the type or the layout of their input.
-_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "ReorderInput", "ReorderOutput", "Cast")
+_CONVERSIONS = (*_PAIR, "ReorderInput", "ReorderOutput", "Cast")
 # Operators with a graph inside, whose kernels have times of their own.
 _BODIES = ("If", "Loop", "Scan")
-# What ONNX Runtime and onnxq add to names of nodes and tensors.
-_ADDED = re.compile(
-    r"^fused |(_token_\d+|_nchwc|_nhwc|/\w+Fusion/?|_pre_q|_q_to_dq|_dequantized|_quantized)$"
-)
+# What ONNX Runtime adds to names of nodes and tensors.
+_ADDED = re.compile(r"^fused |(_token_\d+|_nchwc|_nhwc|/\w+Fusion/?|_pre_q|_q_to_dq)$")
 _KERNEL = "_kernel_time"
 
 
@@ -99,7 +98,7 @@ class _Run:
         self._session = Session(
             model, threads=threads, write_optimized=written, profile=folder / "p"
         )
-        self._view = load(written).view()
+        self._view, self._written = model.view(), load(written).view()
         self._turn = 1
 
     def warm_up(self, feed: Feed) -> None:
@@ -120,8 +119,8 @@ class _Run:
         spent: defaultdict[str, float] = defaultdict(float)
         kernels: dict[str, str] = {}
         conversions = 0.0
-        names = _Names(source)
-        for kernel in self._view.nodes:
+        names = _Names(source, self._view)
+        for kernel in self._written.nodes:
             if kernel.name not in times:
                 continue
             own = names.source(kernel)
@@ -138,7 +137,8 @@ class _Run:
         """The node that a kernel quantizes for while the model runs."""
         if kernel.op != "DynamicQuantizeLinear":
             return None
-        readers = [self._view.by_name[use.node] for use in self._view.uses(kernel.outputs[0])]
+        uses = self._written.uses(kernel.outputs[0])
+        readers = [self._written.by_name[use.node] for use in uses]
         return next((found for reader in readers if (found := names.source(reader))), None)
 
 
@@ -164,28 +164,39 @@ def _kernel_times(file: Path, turn: int) -> dict[str, float]:
 
 
 class _Names:
-    """Finds the node of the source graph that a kernel was made from."""
+    """Finds the node of the source graph that a kernel was made from.
 
-    def __init__(self, source: GraphView) -> None:
+    Args:
+        source: The graph.
+        model: A form of it, whose nodes have the names of the source's; the pairs behind them have
+            names of their own.
+    """
+
+    def __init__(self, source: GraphView, model: GraphView) -> None:
         self._source = source
+        made = {tensor: node for node in source.nodes for tensor in node.outputs if tensor}
+        for node in model.nodes:
+            behind = made.get(node.inputs[0]) if node.op in _PAIR else None
+            found = source.by_name.get(node.name, behind)
+            if found is not None:
+                for tensor in filter(None, node.outputs):
+                    made.setdefault(tensor, found)
+        self._known = made | source.by_name
 
     def source(self, kernel: NodeView) -> str | None:
         """Name of that node; None for a kernel that only converts."""
         if kernel.op in _CONVERSIONS and kernel.name not in self._source.by_name:
             return None
         for name in (kernel.name, *kernel.outputs):
-            found = self._known(name)
+            found = self._found(name)
             if found is not None:
                 return self._anchor(found, kernel.op).name
         return None
 
-    def _known(self, name: str) -> NodeView | None:
-        while True:
-            found = self._source.by_name.get(name) or self._source.producer(name)
-            shorter = _ADDED.sub("", name, count=1)
-            if found is not None or shorter == name:
-                return found
-            name = shorter
+    def _found(self, name: str) -> NodeView | None:
+        while name not in self._known and (plain := _ADDED.sub("", name, count=1)) != name:
+            name = plain
+        return self._known.get(name)
 
     def _anchor(self, node: NodeView, kernel: str) -> NodeView:
         """The node that gave a fused kernel its operator: of Conv and Relu the Conv."""

@@ -17,6 +17,8 @@ Noise = Mapping[Precision, Mapping[str, float]]
 Assignment = dict[str, Precision]
 # More than anything that is saved.
 _NEVER = 1e12
+# What a search for the fewest bytes may choose.
+_SMALL = (Precision.INT8_WEIGHTS, Precision.INT4_WEIGHTS)
 
 _BITS = {
     Precision.FLOAT: 32.0,
@@ -177,6 +179,45 @@ class SizeOptions:
             return max(by.get(name, 0) for by in self.weights.values()) * 4.0
         known = self.weights[precision].get(name)
         return float("inf") if known is None else known * _BITS[precision] / 8
+
+
+def untimed(maker: Maker, precision: Precision | None) -> CountOptions | SizeOptions:
+    """What nodes may have where nothing is timed, and what each choice is worth.
+
+    Args:
+        maker: The model.
+        precision: What all of them are to have that can. 4 bits give way to 8 before they do to
+            float; what cannot have 4 stays as it is. None for the fewest bytes everywhere.
+    """
+    if precision is None:
+        return SizeOptions({p: _weights(maker, p) for p in _SMALL})
+    if precision is Precision.INT4_WEIGHTS:
+        four, eight = _weights(maker, precision), _weights(maker, Precision.INT8_WEIGHTS)
+        both = {name: size for name, size in eight.items() if name in four}
+        return SizeOptions({precision: four, Precision.INT8_WEIGHTS: both})
+    sizes = _weights(maker, precision)
+    most = max(sizes.values(), default=1) or 1
+    # what stays float costs 1, and a little for its weights
+    nodes = {n: 1.0 + 1e-3 * sizes.get(n, 0) / most for n in _able(maker, precision)}
+    return CountOptions(nodes, precision)
+
+
+def _weights(maker: Maker, precision: Precision) -> dict[str, int]:
+    """Values in the weights of every node that can have a precision."""
+    view, names = maker.view, set(_able(maker, precision))
+    found = {}
+    for node in maker.subject.census.nodes:
+        if node.name in names:
+            arrays = [view.constant(stored.tensor) for stored in node.stored]
+            found[node.name] = sum(array.size for array in arrays if array is not None)
+    return found
+
+
+def _able(maker: Maker, precision: Precision) -> tuple[str, ...]:
+    """The nodes that can have a precision, or what comes nearest to it, in the graph's order."""
+    nearest = (Precision.INT8_WEIGHTS,) if precision is Precision.INT8_DYNAMIC else ()
+    names = maker.whole(precision).named(precision, *nearest)
+    return tuple(name for name in names if name not in maker.pins)
 
 
 def _price(worth: float, noise: Noise, precision: Precision, name: str) -> float:

@@ -93,9 +93,12 @@ class Trials:
     assignments: dict[str, Assignment] = field(default_factory=dict)
 
     def plan(self, assignment: Assignment, why: Mapping[str, str] | None = None) -> QuantPlan:
-        """The plan of an assignment; nodes that it leaves out are float, some with a reason."""
-        kept = {name: Choice(Precision.FLOAT, sentence) for name, sentence in (why or {}).items()}
-        return self.maker.plan(kept | chosen(assignment))
+        """The plan of an assignment; nodes that it leaves out are float. Some have a reason."""
+        told = {
+            name: Choice(assignment.get(name, Precision.FLOAT), sentence)
+            for name, sentence in (why or {}).items()
+        }
+        return self.maker.plan(chosen(assignment) | told)
 
     def attempt(self, name: str, assignment: Assignment, cost: float | None = None) -> Attempt:
         """Judge a plan; one that makes the same model as an earlier one is not run again."""
@@ -262,20 +265,20 @@ class _Search:
         return Found(plan, assignment, within, tried, self._front())
 
     def _why(self, assignment: Assignment) -> dict[str, str]:
-        """Why nodes are float that the cheapest plan would not have float, or could."""
+        """Why nodes have not what the cheapest plan gives them, or are float that could be less."""
         cheapest = self._ladder[0] if self._ladder else assignment
         whole = self._trials.maker.whole(self._options.precisions[0])
         unable = {n.name: _rest(n.reason.sentence) for n in whole.nodes if n.reason is not None}
         found = {}
         for node in self._trials.maker.subject.census.nodes:
-            if node.name in assignment or not (node.quantizable or node.stored):
+            got, precision = assignment.get(node.name), cheapest.get(node.name)
+            if not (node.quantizable or node.stored) or (got and got is precision):
                 continue
-            precision = cheapest.get(node.name)
             noise = self._alone.get(precision, {}).get(node.name) if precision else None
             if noise:
                 alone = -10 * np.log10(noise)
                 found[node.name] = f"{precision} of this layer alone leaves {alone:.1f} dB"
-            elif said := self._options.why(node.name) or unable.get(node.name):
+            elif got is None and (said := self._options.why(node.name) or unable.get(node.name)):
                 found[node.name] = said
         return found
 

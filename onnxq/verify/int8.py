@@ -11,6 +11,7 @@ from onnxq.verify.receipt import Int8Share
 
 # Precisions that compute on 8 bit integers.
 _INT8 = (Precision.INT8, Precision.INT8_DYNAMIC)
+_FLOATS = (Precision.FLOAT, Precision.FP16)
 # What the layers of the others do, where the plan had nothing to refuse.
 _INSTEAD = {
     Precision.FLOAT: "stays float",
@@ -48,6 +49,7 @@ def int8_share(output: Model, plan: QuantPlan, census: Census) -> Int8Share:
     for name in able:
         if name not in wanted:
             why = Reason("not-planned", _INSTEAD[nodes[name].precision], name)
-            missed[name] = nodes[name].reason or why
+            refused = nodes[name].reason if nodes[name].precision in _FLOATS else None
+            missed[name] = refused or why
     floats = tuple(missed[name] for name in able if name in missed)
     return Int8Share(len(able), len(able) - len(floats), floats)

@@ -188,22 +188,32 @@ def _width(dtype: str) -> int:
 
 def _with_taps(other: Model, matches: Mapping[str, Match]) -> tuple[Model, dict[str, str]]:
     """The model with a DequantizeLinear behind what is integers, and what to read for each."""
-    editor, taps = Editor(other), {}
+    editor = Editor(other)
+    taps: dict[str, str] = {}
+    restored: dict[str, str] = {}
     for tensor, match in matches.items():
         reading = match.reading
         taps[tensor] = reading.tensor
         if not reading.scale:
             continue
-        taps[tensor] = name = f"{reading.tensor}_compared"
         maker = reading.maker
-        if not editor.has_tensor(name):
+        if reading.tensor not in restored:
+            restored[reading.tensor] = name = _free(editor, f"{reading.tensor}_compared")
             inputs = [reading.tensor, reading.scale, *filter(None, [reading.zero_point])]
             kept = {k: v for k, v in maker.attrs.items() if k in _AXES} if maker else {}
             editor.add_node(
-                "DequantizeLinear", inputs, [name], name=f"{name}_DequantizeLinear", attrs=kept,
+                "DequantizeLinear", inputs, [name], name=f"{name}_DQ", attrs=kept,
                 domain=maker.domain if maker else "",
             )  # fmt: skip
+        taps[tensor] = restored[reading.tensor]
     return editor.finish(), taps
+
+
+def _free(editor: Editor, name: str) -> str:
+    """A name that no tensor has, made from one."""
+    while editor.has_tensor(name):
+        name += "_"
+    return name
 
 
 # Attributes of QuantizeLinear that DequantizeLinear has as well.
@@ -214,7 +224,8 @@ def _shapes(
     model: Model, tensors: Iterable[str], feed: Feed, run: Run
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of tensors on a feed, told by the graph: so they are never all in memory at once."""
-    editor, names = Editor(model), {tensor: f"{tensor}_compared_shape" for tensor in tensors}
+    editor = Editor(model)
+    names = {tensor: _free(editor, f"{tensor}_compared_shape") for tensor in tensors}
     for tensor, name in names.items():
         editor.add_node("Shape", [tensor], [name], name=name)
     found = _tapped(editor.finish(), list(names.values()), run).read(feed)
@@ -229,10 +240,7 @@ def _cut(reference: Model, known: Iterable[str]) -> tuple[Model, dict[str, str]]
     """
     view, editor, inlets = reference.view(), Editor(reference), {}
     for tensor in known:
-        inlet = f"{tensor}_read"
-        while editor.has_tensor(inlet):
-            inlet += "_"
-        inlets[tensor] = inlet
+        inlets[tensor] = inlet = _free(editor, f"{tensor}_read")
         editor.add_input(inlet, tensor)
         for use in view.uses(tensor):
             if use.port < 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +14,8 @@ SUFFIXES = (
     "_quantized", "_dequantized", "_dequantize", "_dequant", "_quant", "_float16",
     "_QuantizeLinear_Input", "_QuantizeLinear_Output", "_DequantizeLinear_Output",
 )  # fmt: skip
+# What onnxq hangs onto it, and underscores where that is taken.
+_INTEGERS, _DEQUANTIZED = re.compile(r"_q_*$"), re.compile(r"_dq_*$")
 # Operators of one kind: forms of the same computation, under the name of the plain one.
 _KINDS = {
     "Conv": ("QLinearConv", "ConvInteger", "FusedConv", "NhwcFusedConv"),
@@ -264,6 +267,17 @@ class _Side:
         ways = (self._restored, self._scaled, self._rounded)
         return next((way[tensor] for way in ways if tensor in way), Reading(tensor))
 
+    def bare(self, tensor: str) -> str:
+        """The name without what onnxq hangs onto integers, and onto floats that are made of them.
+
+        Tensors of the source may end like that (``attn_q``, queries): only such tensors count.
+        """
+        if tensor in self._scaled:
+            return _INTEGERS.sub("", tensor)
+        maker = self._view.producer(tensor)
+        restored = maker is not None and maker.op == "DequantizeLinear"
+        return _DEQUANTIZED.sub("", tensor) if restored else tensor
+
     def chains(self) -> Iterator[_Chain]:
         """The layers in order, each with what may be folded into it."""
         inside: set[str] = set()
@@ -328,7 +342,7 @@ def _by_name(side: _Side, wanted: set[str]) -> dict[str, str]:
     """The tensors of a graph by the names that they had before it was quantized."""
     found = {name: side.root(name) for name in side.order if name in wanted}
     for name in side.order:
-        plain = name
+        plain = name if name in wanted else side.bare(name)
         while plain not in wanted and (suffix := next(filter(plain.endswith, SUFFIXES), "")):
             plain = plain.removesuffix(suffix)
         if plain in wanted:

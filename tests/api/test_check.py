@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -14,8 +13,7 @@ import pytest
 from msgspec.structs import replace
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxq.api import Checked, baseline_path, check_model, load_receipt, quantize
-from onnxq.errors import DataError, OnnxqError, UnusableError, UsageError
+from onnxq.api import check_model, load_receipt
 from onnxq.graph import save
 from onnxq.plan import (
     CalibrationSettings,
@@ -23,18 +21,10 @@ from onnxq.plan import (
     DataSettings,
     LayerRule,
     Recipe,
-    VerifySettings,
 )
-from onnxq.types import Precision
 from onnxq.verify import Check, LatencyFacts
 
 MODELS = Path(__file__).parents[2] / "models"
-QUICK = Recipe(
-    precision="int8",
-    target="cpu-x86-avx2",  # no product of its weights saturates, whatever processor this is
-    data=DataSettings(calibration="digits_calibration.npz", test="digits_test.npz", batch_size=64),
-    verify=VerifySettings(seconds=0),
-)
 Edit = Callable[[onnx.ModelProto], None]
 
 
@@ -49,26 +39,6 @@ def failed(check: Check) -> set[str]:
 def told(check: Check) -> set[tuple[str, str]]:
     """Kind and place of what changed in the graph."""
     return {(change.kind, change.where) for change in check.changes.graph}
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the digits model and data, and its baseline."""
-    folder = tmp_path_factory.mktemp("baseline")
-    for name in ("digits_cnn.onnx", "digits_calibration.npz", "digits_test.npz"):
-        shutil.copy(MODELS / name, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        check_model("digits_cnn.onnx", recipe=QUICK, update=True)
-    return folder
-
-
-@pytest.fixture
-def digits(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that folder, as the working directory."""
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
@@ -107,17 +77,19 @@ class TestUnchanged:
         assert found.receipt.output.bytes == before.output.bytes
 
     @pytest.mark.parametrize("seed", range(5))
-    def test_passes_whatever_samples_are_drawn(self, digits: Path, seed: int) -> None:
+    def test_passes_whatever_samples_are_drawn(
+        self, digits: Path, seed: int, quick: Recipe
+    ) -> None:
         """Half of the calibration data, other ones each time: the luck of the draw is no fault."""
-        few = replace(QUICK, calibration=CalibrationSettings(samples=100))
+        few = replace(quick, calibration=CalibrationSettings(samples=100))
         found = check_model("digits_cnn.onnx", recipe=few, seed=seed)
         assert found.check.passed, found.check.gates
         assert found.check.changes.ranges  # the draw did move something
 
-    def test_searched_plan_is_applied_again(self, digits: Path) -> None:
+    def test_searched_plan_is_applied_again(self, digits: Path, quick: Recipe) -> None:
         """A mix that rules alone would not make: its floats stay float, with their reasons."""
         before = load_receipt("digits_cnn.baseline.json")
-        recipe = replace(QUICK, keep_float=("/conv1/Conv",))
+        recipe = replace(quick, keep_float=("/conv1/Conv",))
         check_model("digits_cnn.onnx", recipe=recipe, update=True, search=True)
         mixed = load_receipt("digits_cnn.baseline.json")
         assert mixed.plan.precision() != before.plan.precision()
@@ -141,8 +113,10 @@ class TestUnchanged:
         ],
         ids=" ".join,
     )
-    def test_any_plan_is_applied_again(self, digits: Path, changes: dict[str, object]) -> None:
-        recipe = replace(QUICK, **changes)
+    def test_any_plan_is_applied_again(
+        self, digits: Path, changes: dict[str, object], quick: Recipe
+    ) -> None:
+        recipe = replace(quick, **changes)
         first = check_model("digits_cnn.onnx", recipe=recipe, update=True).receipt
         assert not first.plan.empty
         for given in (recipe, None):  # by the same recipe, and by what the baseline kept of it
@@ -231,7 +205,7 @@ class TestPlanted:
         operators = [change for change in found.changes.graph if change.kind == "operator"]
         assert {(c.before, c.after) for c in operators} == {("Relu", "Max")}
 
-    def test_batch_norm_that_cannot_be_folded(self, digits: Path) -> None:
+    def test_batch_norm_that_cannot_be_folded(self, digits: Path, quick: Recipe) -> None:
         """A debug output is left in the export: the Conv before a BatchNorm has another reader."""
         proto = onnx.load("digits_cnn.onnx")
         conv = node_of(proto, "/conv2/Conv")
@@ -246,7 +220,7 @@ class TestPlanted:
         )  # fmt: skip
         proto.graph.node.insert(list(proto.graph.node).index(conv) + 1, norm)
         onnx.save(proto, "digits_cnn.onnx")
-        first = check_model("digits_cnn.onnx", recipe=QUICK, update=True)
+        first = check_model("digits_cnn.onnx", recipe=quick, update=True)
         assert "/norm" not in first.receipt.plan.precision()  # folded
         proto.graph.output.append(
             helper.make_tensor_value_info("before_norm", TensorProto.FLOAT, None)
@@ -256,7 +230,9 @@ class TestPlanted:
         assert "coverage" in failed(found)
         assert {("added", "/norm"), ("output", "before_norm")} <= told(found)
 
-    def test_hard_swish_decomposed(self, tmp_path: Path, build: Callable[..., object]) -> None:
+    def test_hard_swish_decomposed(
+        self, tmp_path: Path, build: Callable[..., object], quick: Recipe
+    ) -> None:
         """x * clip(x + 3, 0, 6) / 6, as exporters of an opset without HardSwish write it."""
         head = "net (float[N,8,8,8] x) => (float[N,8,8,8] y) <float[8,8,3,3] w = seeded, "
         head += "float[8,8,3,3] v = seeded, float three = {3.0}, float six = {6.0}, "
@@ -267,7 +243,7 @@ class TestPlanted:
         parts += "[div] d = Div (c, six) [mul] h = Mul (a, d)"
         rng = np.random.default_rng(0)
         np.savez(tmp_path / "x.npz", x=rng.standard_normal((40, 8, 8, 8)).astype(np.float32))
-        recipe = replace(QUICK, data=DataSettings(calibration=str(tmp_path / "x.npz")))
+        recipe = replace(quick, data=DataSettings(calibration=str(tmp_path / "x.npz")))
         path = tmp_path / "m.onnx"
         save(build(head + whole + tail), path)
         check_model(path, recipe=recipe, update=True)
@@ -289,8 +265,8 @@ class TestPlanted:
         assert ("data", "calibration") in {(c.kind, c.where) for c in found.changes.setting}
         assert found.changes.ranges[0].change > 100
 
-    def test_layers_forced_float(self, digits: Path) -> None:
-        found = check_model("digits_cnn.onnx", recipe=replace(QUICK, keep_float_op=("Conv",)))
+    def test_layers_forced_float(self, digits: Path, quick: Recipe) -> None:
+        found = check_model("digits_cnn.onnx", recipe=replace(quick, keep_float_op=("Conv",)))
         assert {"coverage", "size"} <= failed(found.check)
         assert "planned anew" in found.check.plan
         kinds = {(c.kind, c.where) for c in found.check.changes.plan}
@@ -374,16 +350,16 @@ class TestLatencyAgain:
 
 
 class TestSettings:
-    def test_skipped_gate_does_not_count(self, digits: Path) -> None:
-        float_again = replace(QUICK, keep_float=("*",))
+    def test_skipped_gate_does_not_count(self, digits: Path, quick: Recipe) -> None:
+        float_again = replace(quick, keep_float=("*",))
         settings = CheckSettings(skip=("coverage", "size", "sqnr", "ranges", "latency"))
         found = check_model("digits_cnn.onnx", recipe=float_again, settings=settings).check
         assert found.passed
         assert gates(found)["coverage"] == "skipped"
 
-    def test_tolerance_of_the_recipe_counts(self, digits: Path) -> None:
+    def test_tolerance_of_the_recipe_counts(self, digits: Path, quick: Recipe) -> None:
         loose = CheckSettings(max_coverage_drop=1, max_size_growth=10, max_range_change=1e6)
-        recipe = replace(QUICK, keep_float=("*",), check=loose)
+        recipe = replace(quick, keep_float=("*",), check=loose)
         found = check_model("digits_cnn.onnx", recipe=recipe).check
         assert {"coverage", "size"}.isdisjoint(failed(found))
 
@@ -397,112 +373,3 @@ class TestSettings:
         # it leaves the target open, and the baseline's plan is for one
         assert found.receipt.plan.target == "cpu-x86-avx2"
         assert "baseline's" in found.check.plan
-
-
-class TestUpdate:
-    def test_first_baseline_is_a_receipt(self, digits: Path) -> None:
-        baseline = baseline_path(Path("digits_cnn.onnx"))
-        baseline.unlink()
-        found = check_model("digits_cnn.onnx", recipe=QUICK, update=True)
-        assert found.check.passed
-        assert found.check.gates == ()
-        assert load_receipt(baseline) == found.receipt
-
-    def test_regression_is_taken_over(self, digits: Path) -> None:
-        slow = replace(QUICK, keep_float=("*",))
-        found = check_model("digits_cnn.onnx", recipe=slow, update=True).check
-        assert not found.passed
-        assert found.updated
-        assert check_model("digits_cnn.onnx").check.passed
-
-    def test_nothing_is_written_without_it(self, digits: Path) -> None:
-        before = {path.name: path.read_bytes() for path in digits.iterdir()}
-        check_model("digits_cnn.onnx")
-        assert {path.name: path.read_bytes() for path in digits.iterdir()} == before
-
-    def test_baseline_in_the_place_of_an_input_is_refused(self, digits: Path) -> None:
-        with pytest.raises(OnnxqError):
-            check_model("digits_cnn.onnx", "digits_test.npz", recipe=QUICK, update=True)
-
-    def test_failed_run_leaves_the_baseline(self, digits: Path) -> None:
-        before = Path("digits_cnn.baseline.json").read_bytes()
-        with pytest.raises(DataError):
-            check_model("digits_cnn.onnx", data="nowhere.npz", update=True)
-        assert Path("digits_cnn.baseline.json").read_bytes() == before
-
-
-class TestBaselines:
-    def test_receipt_of_quantize_is_one(self, digits: Path) -> None:
-        data = {"data": "digits_calibration.npz", "test_data": "digits_test.npz"}
-        quantize("digits_cnn.onnx", **data, recipe=QUICK, output="q.onnx")
-        found = check_model("digits_cnn.onnx", "q.receipt.json").check
-        assert found.passed
-        assert found.changes.none
-
-    def test_missing_one_is_told(self, digits: Path) -> None:
-        with pytest.raises(UnusableError, match="cannot read receipt"):
-            check_model("digits_cnn.onnx", "nothing.json", recipe=QUICK)
-
-    def test_model_in_memory_needs_a_name(self, build: Callable[..., object]) -> None:
-        model = build("net (float[N,4] x) => (float[N,4] y) { [r] y = Relu (x) }")
-        with pytest.raises(UsageError, match="no baseline beside it"):
-            check_model(model)
-
-    def test_older_one_without_a_graph_tells_nodes_alone(self, digits: Path) -> None:
-        before = load_receipt("digits_cnn.baseline.json")
-        Path("old.json").write_bytes(replace(before, graph=None).to_json())
-        found: Checked = check_model("digits_cnn.onnx", "old.json")
-        assert found.check.passed
-        assert found.check.changes.none
-
-
-class TestUntrusted:
-    """A baseline, or a recipe that was merely found, is data."""
-
-    def edited(self, change: Callable[[dict], None]) -> None:
-        path = Path("digits_cnn.baseline.json")
-        receipt = json.loads(path.read_text())
-        change(receipt)
-        path.write_text(json.dumps(receipt))
-
-    @pytest.mark.parametrize("key", ["library", "options"])
-    def test_no_library_out_of_a_baseline(self, digits: Path, key: str) -> None:
-        value = {"library": "./evil.so", "options": {"trt_extra_plugin_lib_paths": "./evil.so"}}
-
-        def plant(receipt: dict) -> None:
-            receipt["recipe"]["provider"] = {"name": "evil", key: value[key]}
-
-        self.edited(plant)
-        with pytest.raises(
-            UsageError, match=r"was merely found, and its .provider. .* may load code"
-        ):
-            check_model("digits_cnn.onnx")
-
-    def test_no_library_out_of_a_recipe_that_was_found(self, digits: Path) -> None:
-        Path("digits_cnn.onnxq.toml").write_text('[provider]\nname = "evil"\nlibrary = "./e.so"\n')
-        with pytest.raises(UsageError, match="library may load code"):
-            check_model("digits_cnn.onnx")
-
-    @pytest.mark.parametrize(
-        ("place", "value"),
-        [(("output", "bytes"), 0), (("run", "seed"), -1),
-         (("measured", "metric", "samples"), -5)],
-    )  # fmt: skip
-    def test_impossible_figures_are_no_receipt(self, digits: Path, place, value) -> None:
-        def plant(receipt: dict) -> None:
-            for key in place[:-1]:
-                receipt = receipt[key]
-            receipt[place[-1]] = value
-
-        self.edited(plant)
-        with pytest.raises(UnusableError, match="is no receipt"):
-            check_model("digits_cnn.onnx")
-
-    @pytest.mark.parametrize("precision", ["int4-weights", "int16"])
-    def test_a_plan_that_needs_another_opset_is_planned_anew(self, digits, precision) -> None:
-        def plant(receipt: dict) -> None:
-            for node in receipt["plan"]["nodes"]:
-                node["precision"] = precision
-
-        self.edited(plant)
-        assert check_model("digits_cnn.onnx").receipt.plan.count(Precision.INT8) > 0

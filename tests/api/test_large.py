@@ -65,7 +65,7 @@ def test_memory_is_that_of_a_few_tensors(chain: Path, tmp_path: Path) -> None:
     onnx.checker.check_model(str(output))
     made = load(output)
     assert made.has_external_data
-    assert {made.view().dtype(f"w{n}_quantized") for n in range(LAYERS)} == {"int8"}
+    assert {made.view().dtype(f"w{n}_q") for n in range(LAYERS)} == {"int8"}
     feed = {"x0": np.random.default_rng(1).standard_normal((4, WIDTH)).astype(np.float32)}
     expected, found = (Session(load(path)).run(feed)["y"] for path in (chain, output))
     noise = float(np.sum((expected - found) ** 2) / np.sum(expected**2))

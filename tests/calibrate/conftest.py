@@ -1,12 +1,14 @@
-"""Shared fixtures: calibrate a model in one call."""
+"""Shared fixtures: calibrate a model in one call, and values of many distributions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from onnxq.calibrate import Calibration, ObserverSpec, Setup, calibrate
+from onnxq.calibrate.histogram import Histogram
 from onnxq.data import Reader, open_data
 from onnxq.runtime import TappedSession
 
@@ -43,3 +45,43 @@ def runs(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(TappedSession, "read", counted)
     return seen
+
+
+def draw(kind: str, n: int = 60_000, seed: int = 0) -> np.ndarray:
+    """Values of a distribution."""
+    rng = np.random.default_rng(seed)
+    normal = rng.normal(size=n)
+    values = {
+        "normal": lambda: normal,
+        "laplace": lambda: rng.laplace(size=n),
+        "exponential": lambda: rng.exponential(size=n),
+        "relu": lambda: np.maximum(normal, 0),
+        "negative": lambda: -rng.exponential(size=n) - 1,
+        "shifted": lambda: normal + 3,
+        "mixture": lambda: np.where(rng.random(n) < 0.99, normal, 10 * normal),
+        "lopsided": lambda: np.where(rng.random(n) < 0.7, -0.3 * abs(normal), 2 * abs(normal)),
+        "student t": lambda: rng.standard_t(3, n),
+        "softmax": lambda: rng.dirichlet(np.full(100, 0.1), n // 100).ravel(),
+        "uniform": lambda: rng.uniform(-1, 2, n),
+        "constant": lambda: np.full(n, 2.7),
+        "few": lambda: rng.choice([-1.5, 0, 0.25, 7], n),
+    }[kind]()
+    return values.astype(np.float32)
+
+
+def see(values) -> tuple[Histogram, tuple[float, float]]:
+    """A histogram of values, and their ends."""
+    values = np.asarray(values, np.float32)
+    histogram = Histogram()
+    histogram.add(values)
+    return histogram, (float(values.min()), float(values.max()))
+
+
+@pytest.fixture(scope="session")
+def drawn() -> Callable[..., np.ndarray]:
+    return draw
+
+
+@pytest.fixture(scope="session")
+def seen() -> Callable[..., tuple[Histogram, tuple[float, float]]]:
+    return see

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy import special, stats
+from scipy import stats
 
 from onnxq.calibrate.choose import (
     entropy_ends,
@@ -21,40 +21,11 @@ from onnxq.calibrate.choose import (
     quantization_error,
     sigma_ends,
 )
-from onnxq.calibrate.histogram import Histogram
 from onnxq.types import Grid
 
 BIN = 2.0**-10
 ASYMMETRIC, SYMMETRIC = Grid(8), Grid(8, symmetric=True)
 N = 60_000
-
-
-def drawn(kind: str, n: int = N, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    normal = rng.normal(size=n)
-    values = {
-        "normal": lambda: normal,
-        "laplace": lambda: rng.laplace(size=n),
-        "exponential": lambda: rng.exponential(size=n),
-        "relu": lambda: np.maximum(normal, 0),
-        "negative": lambda: -rng.exponential(size=n) - 1,
-        "shifted": lambda: normal + 3,
-        "mixture": lambda: np.where(rng.random(n) < 0.99, normal, 10 * normal),
-        "lopsided": lambda: np.where(rng.random(n) < 0.7, -0.3 * abs(normal), 2 * abs(normal)),
-        "student t": lambda: rng.standard_t(3, n),
-        "softmax": lambda: rng.dirichlet(np.full(100, 0.1), n // 100).ravel(),
-        "uniform": lambda: rng.uniform(-1, 2, n),
-        "constant": lambda: np.full(n, 2.7),
-        "few": lambda: rng.choice([-1.5, 0, 0.25, 7], n),
-    }[kind]()
-    return values.astype(np.float32)
-
-
-def seen(values) -> tuple[Histogram, tuple[float, float]]:
-    values = np.asarray(values, np.float32)
-    histogram = Histogram()
-    histogram.add(values)
-    return histogram, (float(values.min()), float(values.max()))
 
 
 def fake_quantized(values: np.ndarray, lo: float, hi: float, grid: Grid) -> np.ndarray:
@@ -87,7 +58,7 @@ KINDS = ["normal", "laplace", "exponential", "relu", "negative", "shifted", "mix
 
 @pytest.mark.parametrize("percentile", PERCENTILES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_percentiles_are_numpys_to_the_width_of_a_bin(kind, percentile):
+def test_percentiles_are_numpys_to_the_width_of_a_bin(drawn, seen, kind, percentile):
     values = drawn(kind)
     histogram, ends = seen(values)
     lo, hi = percentile_ends(histogram, ends, percentile)
@@ -107,7 +78,7 @@ def test_percentiles_are_numpys_to_the_width_of_a_bin(kind, percentile):
     hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(-1000, 1000, width=32)),
     st.floats(50, 100, exclude_min=True, exclude_max=True),
 )
-def test_percentiles_of_few_values(values, percentile):
+def test_percentiles_of_few_values(seen, values, percentile):
     histogram, ends = seen(values)
     lo, hi = percentile_ends(histogram, ends, percentile)
     assert ends[0] <= lo <= hi <= ends[1]
@@ -122,7 +93,7 @@ def test_percentiles_of_few_values(values, percentile):
     assert hi == pytest.approx(expected[1], abs=near)
 
 
-def test_a_range_has_zero_in_it_where_the_ends_have():
+def test_a_range_has_zero_in_it_where_the_ends_have(seen):
     values = np.append(np.full(100_000, 5.0), -1.0)
     assert percentile_ends(*seen(values), 99.9) == (0.0, 5.0)
     assert sigma_ends(*seen(values), 1.0)[0] == 0.0
@@ -135,7 +106,7 @@ def test_a_range_has_zero_in_it_where_the_ends_have():
 
 @pytest.mark.parametrize("sigmas", [0.5, 2.0, 6.0])
 @pytest.mark.parametrize("kind", ["normal", "laplace", "relu", "shifted", "lopsided", "mixture"])
-def test_sigma_is_numpys_mean_and_deviation(kind, sigmas):
+def test_sigma_is_numpys_mean_and_deviation(drawn, seen, kind, sigmas):
     values = drawn(kind)
     histogram, ends = seen(values)
     mean, deviation = values.mean(dtype=float), values.std(dtype=float)
@@ -185,7 +156,7 @@ def least_mse(values: np.ndarray, ends: tuple[float, float], grid: Grid) -> floa
     ["normal", "laplace", "exponential", "relu", "shifted", "mixture", "lopsided", "student t",
      "softmax", "uniform"],
 )  # fmt: skip
-def test_the_least_squared_error_is_that_of_brute_force(kind, grid):
+def test_the_least_squared_error_is_that_of_brute_force(drawn, seen, kind, grid):
     values = drawn(kind, 20_000 if grid.bits == 16 else N)
     histogram, ends = seen(values)
     lo, hi = mse_ends(histogram, ends, grid)
@@ -198,7 +169,7 @@ def test_the_least_squared_error_is_that_of_brute_force(kind, grid):
     ("kind", "bits", "optimum"),
     [("normal", 8, 3.92), ("normal", 4, 2.55), ("laplace", 8, 9.89), ("laplace", 4, 5.03)],
 )
-def test_the_optima_of_banner_et_al(kind, bits, optimum):
+def test_the_optima_of_banner_et_al(seen, kind, bits, optimum):
     """ACIQ: a standard normal distribution, and a Laplace distribution of b = 1."""
     n = 2_000_000  # spread evenly over the distribution: no noise
     share = (np.arange(n) + 0.5) / n
@@ -216,7 +187,7 @@ def test_the_optima_of_banner_et_al(kind, bits, optimum):
     hnp.arrays(np.float32, st.integers(1, 80), elements=st.floats(-1000, 1000, width=32)),
     st.sampled_from([*GRIDS, Grid(2), Grid(3, symmetric=True)]),
 )
-def test_clipping_never_costs_much_more_than_the_whole_range(values, grid):
+def test_clipping_never_costs_much_more_than_the_whole_range(seen, values, grid):
     histogram, ends = seen(values)
     lo, hi = mse_ends(histogram, ends, grid)
     assert ends[0] <= lo <= hi <= ends[1]
@@ -229,7 +200,7 @@ def test_clipping_never_costs_much_more_than_the_whole_range(values, grid):
     assert chosen <= whole / 0.9 + 2 * noise * (step + math.sqrt(whole) + noise) + 1e-12
 
 
-def test_quantization_error_is_that_of_the_textbook():
+def test_quantization_error_is_that_of_the_textbook(drawn):
     values = drawn("mixture").astype(np.float64)
     for grid in (*GRIDS, Grid(2)):
         for below, above in ((3.0, 5.0), (0.0, 4.0), (2.0, 0.0)):
@@ -237,158 +208,6 @@ def test_quantization_error_is_that_of_the_textbook():
             found = quantization_error(values, (below, above), grid)
             np.testing.assert_allclose(found, expected, atol=1e-12)  # float64 rounding
     assert quantization_error(values, (0.0, 0.0), ASYMMETRIC).tolist() == (-values).tolist()
-
-
-# ---------------------------------------------------------------- entropy
-
-
-def reference_entropy(values: np.ndarray, grid: Grid) -> tuple[float, float]:
-    """The definition, threshold by threshold, over all of a dense grid of thresholds."""
-    wide = values.astype(np.float64)
-    lo, hi = wide.min(), wide.max()
-    if grid.symmetric or lo >= 0 or hi <= 0:
-        threshold = best_threshold(np.abs(wide[wide != 0]), 0.0, grid)
-        return max(-threshold, lo), min(threshold, hi)
-    kept = wide[wide != 0]
-    return -best_threshold(-kept, hi, grid), best_threshold(kept, -lo, grid)
-
-
-DENSE = 32  # thresholds per octave, nine of which make an average
-
-
-def best_threshold(values: np.ndarray, behind: float, grid: Grid) -> float:
-    """The mean of the thresholds that come near to the least divergence, from -behind on."""
-    reach = values.max()
-    width = 2.0 ** math.ceil(math.log2(max(reach, behind))) / 2048
-    values, reach, behind = values / width, reach / width, behind / width
-    edges = np.arange(math.floor(-behind), math.ceil(reach) + 2)
-    mass = np.histogram(values, edges)[0] / len(values)
-    end = math.floor(reach) - edges[0]
-    gathered, mass[end] = mass[end], 0.0
-    for _ in range(2):
-        box = np.ones(65) / 65
-        mass = np.convolve(np.pad(mass, 32, mode="symmetric"), box, mode="valid")
-    mass[end] += gathered
-    thresholds = reach * 2.0 ** -np.arange(0, 3, 1 / DENSE)
-    found = [divergence(mass, edges, -behind, t, grid.steps + 1) for t in thresholds]
-    around, last = 4, len(found) - 1
-
-    def at(place: int) -> float:
-        """The divergence, continued through the ends as if these were points of symmetry."""
-        if place < 0:
-            return 2 * found[0] - found[-place]
-        return found[place] if place <= last else 2 * found[last] - found[2 * last - place]
-
-    averages = [
-        np.mean([at(p) for p in range(place - around, place + around + 1)])
-        for place in range(last + 1)
-    ]
-    margin = 1e-5 + 0.03 * max(min(averages), 0.0)
-    near = special.softmax(-np.array(averages) / margin)
-    wide = thresholds * near  # they are spaced as far as they are large
-    return float((wide @ thresholds) / wide.sum() * width)
-
-
-def divergence(
-    mass: np.ndarray, edges: np.ndarray, start: float, threshold: float, levels: int
-) -> float:
-    """Kullback-Leibler divergence of two densities that are constant between all borders."""
-    borders = np.linspace(start, threshold, levels + 1)
-    cuts = np.unique(np.concatenate([edges, borders, [threshold - 1]]))
-    cuts = cuts[(cuts >= start) & (cuts <= threshold)]
-    middle, length = (cuts[1:] + cuts[:-1]) / 2, np.diff(cuts)
-    float_density = mass[np.floor(middle).astype(int) - int(edges[0])]
-    held = float_density * length
-    level = np.minimum(((middle - start) / (borders[1] - borders[0])).astype(int), levels - 1)
-    quantized_density = np.bincount(level, held, levels)[level] / (borders[1] - borders[0])
-    last = middle > threshold - 1
-    reference = np.where(last, 0.0, float_density)
-    reference[last] = held[last].sum() + 1 - held.sum()  # the last bin, one wide, takes all outside
-    candidate = np.maximum(quantized_density / held.sum(), 1e-12)  # a level without values
-    terms = special.rel_entr(reference * length, candidate * length)
-    return float(terms.sum())
-
-
-ENTROPY_KINDS = ["normal", "laplace", "exponential", "mixture", "lopsided", "relu", "student t",
-                 "outliers", "far outliers", "relu6", "negative"]  # fmt: skip
-
-
-def drawn_for_entropy(kind: str, seed: int = 0) -> np.ndarray:
-    if kind == "outliers":
-        rng = np.random.default_rng(seed)
-        values = np.append(np.abs(rng.normal(size=N)), rng.uniform(6, 12, 20))
-        return values.astype(np.float32)
-    if kind == "far outliers":  # thresholds lie where no value does
-        far = np.random.default_rng(seed).uniform(-90, 90, 12)
-        return np.append(drawn("normal", seed=seed), far[np.abs(far) > 60]).astype(np.float32)
-    if kind == "relu6":
-        return np.minimum(drawn("relu", seed=seed) * 4, np.float32(6))
-    return drawn(kind, seed=seed)
-
-
-@pytest.mark.parametrize("grid", [ASYMMETRIC, SYMMETRIC, Grid(4)], ids=str)
-@pytest.mark.parametrize("kind", ENTROPY_KINDS)
-def test_entropy_is_its_definition(kind, grid):
-    values = drawn_for_entropy(kind)
-    found = entropy_ends(*seen(values), grid)
-    # 1e-9 but for last levels that hold next to nothing: prefix sums round what these hold
-    assert found == pytest.approx(reference_entropy(values, grid), rel=1e-3, abs=1e-6)
-
-
-def test_entropy_moves_little_by_little_from_one_minimum_to_another():
-    """Beside half of a normal distribution ever more values that are worth a wider range."""
-    share = (np.arange(50_000) + 0.5) / 50_000
-    found = []
-    for each in np.unique(np.geomspace(1, 1000, 40).astype(int)):
-        histogram, ends = seen(np.linspace(3.5, 6, 500))
-        histogram.add(np.linspace(3.5, 6, 500, dtype=np.float32), int(each))
-        histogram.add(stats.halfnorm.ppf(share).astype(np.float32), 10_000)
-        found.append(entropy_ends(histogram, (0.0, ends[1]), ASYMMETRIC)[1])
-    # the threshold of the very least would jump by a sixth from one count to the next
-    assert np.ptp(np.log(found)) > 0.1
-    assert np.abs(np.diff(np.log(found))).max() < 0.02
-
-
-def textbook(values: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Migacz's slides: 2,048 bins, whole bins to a level, empty ones stay empty."""
-    counts, edges = np.histogram(values, 2048)
-    thresholds, found = [], []
-    for last in range(levels, 2049):
-        kept = counts[:last].astype(float)
-        reference = kept.copy()
-        reference[-1] += counts[last:].sum()
-        level = np.minimum(np.arange(last) // (last // levels), levels - 1)
-        filled = np.bincount(level, kept > 0, levels)
-        candidate = (np.bincount(level, kept, levels) / np.maximum(filled, 1))[level] * (kept > 0)
-        found.append(stats.entropy(reference, candidate))
-        thresholds.append(edges[last])
-    return np.array(thresholds), np.array(found)
-
-
-@pytest.mark.parametrize("levels", [128, 256])
-@pytest.mark.parametrize("kind", ["norm", "laplace", "expon", "logistic"])
-def test_entropy_of_a_smooth_distribution_is_that_of_the_textbook(kind, levels):
-    n = 5_000_000  # spread evenly over the distribution: bins without noise, but for the last ones
-    share = (np.arange(n) + 0.5) / n if kind == "expon" else 0.5 + (np.arange(n) + 0.5) / n / 2
-    values = getattr(stats, kind).ppf(share).astype(np.float32)
-    grid = SYMMETRIC if levels == 128 else ASYMMETRIC
-    threshold = entropy_ends(*seen(values), grid)[1]
-    thresholds, divergences = textbook(values, levels)
-    # a flat minimum, and the mean of what is near to it lies on its flatter side, the wider one
-    assert threshold == pytest.approx(thresholds[divergences.argmin()], rel=0.12)
-    # Whole bins to a level: up to a quarter of the range falls into the last level, which moves
-    # the textbook's own minimum. Three quarters of what clipping can gain are reached.
-    near = divergences[np.abs(thresholds / threshold - 1) < 0.01].min()
-    whole, least = divergences[-1], divergences.min()
-    assert whole - near >= 0.75 * (whole - least) - 1e-5  # nats: next to nothing
-
-
-def test_entropy_keeps_the_ends_where_it_can_tell_nothing():
-    few = drawn("normal", 200)
-    histogram, ends = seen(few)
-    assert entropy_ends(histogram, ends, ASYMMETRIC) == ends  # fewer values than levels
-    histogram, ends = seen(drawn("normal"))
-    assert entropy_ends(histogram, ends, Grid(16)) == ends  # a level to every bin
 
 
 # ---------------------------------------------------------------- outliers
@@ -408,7 +227,7 @@ def with_outliers(share: float, factor: float) -> tuple[np.ndarray, np.ndarray]:
     ("share", "factor"), [(1e-5, 100), (1e-5, 30), (1e-5, 10), (5e-5, 100), (5e-5, 20)]
 )
 @pytest.mark.parametrize("grid", [ASYMMETRIC, SYMMETRIC], ids=str)
-def test_percentile_and_entropy_keep_the_signal_beside_outliers(share, factor, grid):
+def test_percentile_and_entropy_keep_the_signal_beside_outliers(seen, share, factor, grid):
     """SQNR of all values but the outliers: those cost more than everything else once clipped."""
     values, others = with_outliers(share, factor)
     histogram, ends = seen(values)
@@ -426,7 +245,7 @@ def test_percentile_and_entropy_keep_the_signal_beside_outliers(share, factor, g
 
 @pytest.mark.parametrize("factor", [30, 100, 1000])
 @pytest.mark.parametrize("grid", [ASYMMETRIC, SYMMETRIC], ids=str)
-def test_squared_error_keeps_the_signal_beside_rare_outliers(factor, grid):
+def test_squared_error_keeps_the_signal_beside_rare_outliers(seen, factor, grid):
     """One in a hundred thousand values counts as if it were four times as large as the others."""
     values, others = with_outliers(1e-5, factor)
     histogram, ends = seen(values)
@@ -436,7 +255,7 @@ def test_squared_error_keeps_the_signal_beside_rare_outliers(factor, grid):
 
 @pytest.mark.parametrize(("share", "factor"), [(1e-4, 100), (1e-3, 10), (1e-3, 30)])
 @pytest.mark.parametrize("grid", [ASYMMETRIC, SYMMETRIC], ids=str)
-def test_squared_error_weighs_frequent_outliers_by_their_squares(share, factor, grid):
+def test_squared_error_weighs_frequent_outliers_by_their_squares(seen, share, factor, grid):
     """Over all values it is the best of all methods, though the others' signal may suffer."""
     values, others = with_outliers(share, factor)
     histogram, ends = seen(values)
@@ -481,7 +300,7 @@ DEGENERATE = {
 @pytest.mark.parametrize("grid", [ASYMMETRIC, SYMMETRIC, Grid(2), Grid(16)], ids=str)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", DEGENERATE)
-def test_ranges_of_degenerate_tensors(kind, method, grid):
+def test_ranges_of_degenerate_tensors(seen, kind, method, grid):
     histogram, ends = seen(DEGENERATE[kind])
     lo, hi = METHODS[method](histogram, ends, grid)
     assert type(lo) is type(hi) is float
@@ -494,7 +313,7 @@ def test_ranges_of_degenerate_tensors(kind, method, grid):
 
 @pytest.mark.parametrize("method", ["mse", "entropy", "percentile"])
 @pytest.mark.parametrize("scale", [2.0**-100, 2.0**90])
-def test_ranges_scale_with_the_values(method, scale):
+def test_ranges_scale_with_the_values(drawn, seen, method, scale):
     values = drawn("mixture")
     lo, hi = METHODS[method](*seen(values), ASYMMETRIC)
     # powers of two leave every bin where it was, up to the rounding of squares and logarithms
@@ -505,7 +324,7 @@ def test_ranges_scale_with_the_values(method, scale):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_ranges_are_mirrored_with_the_values(method):
+def test_ranges_are_mirrored_with_the_values(drawn, seen, method):
     values = drawn("lopsided")
     lo, hi = METHODS[method](*seen(values), ASYMMETRIC)
     assert METHODS[method](*seen(-values), ASYMMETRIC) == pytest.approx((-hi, -lo), rel=1e-9)

@@ -6,11 +6,12 @@ The models only compare and copy, so that no rounding depends on the batch.
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from onnxq.calibrate import OBSERVERS, Setup
+from onnxq.calibrate import OBSERVERS, Setup, collect
 from onnxq.calibrate.registry import ObserverSpec
 from onnxq.data import open_data
 from onnxq.errors import DataError
@@ -304,3 +305,68 @@ def test_whole_feeds_with_rows_of_nothing_but_masks(build, observe, observer) ->
         one, other = with_mask.tensors["t"], without.tensors["t"]
         assert (one.lo, one.hi, one.min, one.max) == (other.lo, other.hi, other.min, other.max)
         assert not one.finite
+
+
+class Lane:
+    """A thread that runs what is asked of it when that is looked at, and is told when it is done.
+
+    Attributes:
+        ready: For each run but the last, whether it is done when the next one is handed out.
+        used: The lane of every run.
+    """
+
+    made: int
+    ready: list[bool]
+    used: list[int]
+
+    def __init__(self, threads: int, _name: str) -> None:
+        assert threads == 1
+        self.number, Lane.made = Lane.made, Lane.made + 1
+
+    def __enter__(self) -> Lane:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, read: Callable, feed: object) -> Run:
+        Lane.used.append(self.number)
+        return Run(read, feed)
+
+
+class Run:
+    def __init__(self, read: Callable, feed: object) -> None:
+        self.result = lambda: read(feed)
+
+    def done(self) -> bool:
+        return Lane.ready.pop(0)
+
+
+class Echo:
+    """A session whose outputs are what it is fed."""
+
+    def read(self, feed: object) -> object:
+        return feed
+
+
+@pytest.mark.parametrize(
+    ("waited", "lanes"),
+    [
+        ("no no no no no", "0 0 0 0 0 0"),  # who never waits needs no second run
+        ("yes yes", "0 0 0"),
+        ("yes yes yes yes yes", "0 0 0 1 0 1"),  # from the third time on, in turns
+        ("yes no yes yes no yes yes", "0 0 0 0 0 0 0 0"),  # never three times in a row
+        ("yes yes no yes yes yes yes", "0 0 0 0 0 0 1 0"),  # counted anew
+        ("yes yes yes no yes yes yes", "0 0 0 1 0 0 0 1"),  # and taken back
+    ],
+)
+def test_a_second_run_is_added_for_who_waits_again_and_again(monkeypatch, waited, lanes) -> None:
+    assert collect._PATIENCE == 2
+    Lane.made, Lane.used = 0, []
+    Lane.ready = [said == "no" for said in waited.split()]
+    monkeypatch.setattr(collect, "ThreadPoolExecutor", Lane)
+    feeds = [({"x": number}, (number,)) for number in range(len(lanes.split()))]
+    readings = list(collect._readings(Echo(), feeds, 2))
+    assert Lane.used == [int(lane) for lane in lanes.split()]
+    assert Lane.made == 2
+    assert readings == feeds  # in order, each with its names

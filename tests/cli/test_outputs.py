@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnxq.graph import load, save
+
 MODEL, DATA, RECIPE = "digits_cnn.onnx", "digits_calibration.npz", "digits_cnn.onnxq.toml"
 Cli = Callable[..., Any]
 WRITERS = {
@@ -17,6 +19,14 @@ WRITERS = {
     "sensitivity": ("sensitivity", "report", MODEL, "--csv"),
     "compare": ("compare", MODEL, MODEL, "--markdown"),
     "check": ("check", MODEL, "--update", "--markdown"),
+}
+# Reports beside the main output, which ``--force`` is about too.
+PAGES = {
+    "quantize": ("quantize", MODEL, "--html"),
+    "sensitivity": ("sensitivity", "report", MODEL, "--html"),
+    "compare": ("compare", MODEL, MODEL, "--html"),
+    "bench": ("bench", MODEL, MODEL, "--html"),
+    "check": ("check", MODEL, "--update", "--html"),
 }
 
 
@@ -68,6 +78,18 @@ class TestEveryWriter:
         assert f"output '{name}' would be one of the data in 'feeds', which are read" in told
 
 
+@pytest.mark.parametrize("command", [*WRITERS.values(), *PAGES.values()])
+@pytest.mark.parametrize("read", [MODEL, f"{MODEL}.data"])
+def test_external_data_belong_to_the_model(
+    refused: Callable[..., str], digits: Path, command: tuple[str, ...], read: str
+) -> None:
+    save(load(digits / MODEL, in_memory=True), digits / MODEL, external=True)
+    assert (digits / f"{MODEL}.data").stat().st_size > 100_000
+    force = () if command[0] == "check" else ("--force",)
+    told = refused(*command, f"./{read}", *force)
+    assert f"output '{read}' is one of the files that are read" in told
+
+
 def test_training_leaves_no_checkpoint_among_the_data(
     refused: Callable[..., str], folder: Path
 ) -> None:
@@ -89,3 +111,11 @@ def test_two_reports_are_two_files(onnxq: Cli, digits: Path) -> None:
     run = onnxq("sensitivity", "report", MODEL, "--csv", "a.txt", "--markdown", "./a.txt")
     assert run.code == 2
     assert "two outputs have the same name" in run.err
+
+
+@pytest.mark.parametrize("page", ["made.onnx", "made.onnx.data", "made.receipt.json"])
+def test_a_page_is_no_other_output(onnxq: Cli, digits: Path, page: str) -> None:
+    run = onnxq("quantize", MODEL, "-o", "made.onnx", "--html", page)
+    assert run.code == 2
+    assert "two outputs have the same name" in run.err
+    assert not (digits / page).exists()

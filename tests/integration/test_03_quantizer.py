@@ -53,7 +53,7 @@ def test_the_file_holds_the_weights_within_half_a_step(
     for name in ("conv2", "conv3", "fc1", "fc2"):
         weight = source.constants[f"{name}.weight"]
         scale = made.constants[f"{name}.weight_scale"].reshape(-1, *[1] * (weight.ndim - 1))
-        error = np.abs(made.constants[f"{name}.weight_quantized"] * scale - weight)
+        error = np.abs(made.constants[f"{name}.weight_q"] * scale - weight)
         # half a step, and the rounding of float32 itself
         assert (error <= scale / 2 + 1e-6 * np.abs(weight)).all()
         assert error.max() > 0

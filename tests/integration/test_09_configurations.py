@@ -78,7 +78,7 @@ def test_every_target_gets_its_types(target, quantize, digits_test) -> None:
         assert set(map(int, zero_points)) == {0}
     # of convolutions, which all of them run as int8
     names = [f"conv{n}.bias" for n in (1, 2, 3)]
-    biases = {c.dtype for n, c in made.constants.items() if n.removesuffix("_quantized") in names}
+    biases = {c.dtype for n, c in made.constants.items() if n.removesuffix("_q") in names}
     assert biases == {np.dtype(bias)}
     assert made.top1(digits_test) > 0.98
 

@@ -55,6 +55,16 @@ CASES = {
     "Gelu in parts": (f"""{ROWS} <{GELU}>
         {{ d = Div (x, r)  e = Erf (d)  a = Add (e, one)  b = Mul (x, a)  y = Mul (b, half)
            z = MatMul (y, w) }}""", "Div Erf", FUSES),
+    "Gelu in parts, halved first": (f"""{ROWS} <{GELU}>
+        {{ d = Div (x, r)  e = Erf (d)  a = Add (e, one)  b = Mul (x, half)  y = Mul (b, a)
+           z = MatMul (y, w) }}""", "Div Erf", FUSES),
+    # ONNX Runtime fuses neither of the next two
+    "Gelu in parts, the sum halved": (f"""{ROWS} <{GELU}>
+        {{ d = Div (x, r)  e = Erf (d)  a = Add (e, one)  b = Mul (a, half)  y = Mul (x, b)
+           z = MatMul (y, w) }}""", "Erf", FUSES),
+    "Gelu in parts, of a product": (f"""{ROWS} <float i = {{0.70710677}}, {GELU}>
+        {{ d = Mul (x, i)  e = Erf (d)  a = Add (e, one)  b = Mul (x, a)  y = Mul (b, half)
+           z = MatMul (y, w) }}""", "Erf", FUSES),
     "Gelu": (f"""<ir_version: 9, opset_import: ["" : 20]> {ROWS} <float[64,8] w = seeded>
         {{ y = Gelu (x)  z = MatMul (y, w) }}""", "Gelu", FUSES),
     "ReduceMean": ("""agraph (float[N,16,64] x) => (float[N,64] y, float[N,8] z)

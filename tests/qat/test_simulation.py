@@ -122,7 +122,7 @@ def with_integers(draft: onnxq.Draft, tensors: tuple[str, ...]) -> tuple[Model, 
     """The int8 model with the integers of tensors as further outputs, and what these are called."""
     model = to_qdq(draft.prepared, draft.plan)
     made = {node.outputs[0] for node in model.view().nodes if node.op == "QuantizeLinear"}
-    names = {t: f"{t}_quantized" for t in tensors if f"{t}_quantized" in made}
+    names = {t: f"{t}_q" for t in tensors if f"{t}_q" in made}
     editor = Editor(model)
     for name in names.values():
         editor.add_output(name)

@@ -141,7 +141,7 @@ def expected(net: str, source: Model, quantized: Model, feed: Feed) -> np.ndarra
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("w_quantized", lambda q: np.where(q.astype(int) > 0, q.astype(int) - 1, q.astype(int))),
+        ("w_q", lambda q: np.where(q.astype(int) > 0, q.astype(int) - 1, q.astype(int))),
         ("w_scale", lambda scale: scale * 1.1),
         ("w_scale", lambda scale: scale[::-1]),
         ("w_zero_point", lambda zero: np.where(zero.astype(int) > 7, zero.astype(int) - 1, 9)),
@@ -163,7 +163,7 @@ def test_self_check_sees_a_single_integer_that_is_off(make) -> None:
     """Also with hqq, where what lies near the ends may be cut off: this one lies near 0."""
     source, plan, quantized = make("MatMul", recipe_of(4, method="hqq"))
     spoiled = quantized.copy()
-    value = spoiled.ir.graph.initializers["w_quantized"]
+    value = spoiled.ir.graph.initializers["w_q"]
     array = value.const_value.numpy().copy()
     where = np.unravel_index(np.abs(array.astype(int)).argmin(), array.shape)
     array[where] = 2
@@ -279,7 +279,7 @@ def test_table_of_eight_bits_is_dequantized_behind_gather(make, per_channel) -> 
     onnx.checker.check_model(serialize(arranged), full_check=True)
     last = "Mul" if per_channel else "DequantizeLinear"
     assert arranged.view().by_name["n"].op == last
-    assert arranged.view().constant("w_dequantized") is None
+    assert arranged.view().constant("w_dq") is None
     feed = feed_of(source)
     np.testing.assert_array_equal(
         Session(arranged).run(feed)["y"], Session(quantized, level="none").run(feed)["y"]
@@ -364,7 +364,7 @@ def test_large_model_is_made_the_same(make, monkeypatch) -> None:
     _, _, small = make(SHARED, recipe_of(4, symmetric=False))
     monkeypatch.setattr(Model, "fits_one_file", property(lambda _: False))
     _, _, large = make(SHARED, recipe_of(4, symmetric=False))
-    assert isinstance(large.ir.graph.initializers["w_quantized"].const_value, ir.LazyTensor)
+    assert isinstance(large.ir.graph.initializers["w_q"].const_value, ir.LazyTensor)
     for change in (lambda m: m, lower_blocks, arrange_weights):
         one, other = change(small).view(), change(large).view()
         assert one.by_name == other.by_name

@@ -56,7 +56,7 @@ TABLE = """g (bool c, int64[3] i) => (float[3,64] y) <float[64,64] w = seeded> {
     then_branch = a () => (float[3,64] p) { r = Gather (w, i) p = Add (r, t) },
     else_branch = b () => (float[3,64] q) { q = Neg (t) }> }"""
 # What strip makes of the weight.
-BACK = "w_dequantized_value"
+BACK = "w_dq_value"
 NETS = {"loop": LOOP, "scan": SCAN, "nested": NESTED, "shared": SHARED, "state": STATE}
 
 
@@ -237,13 +237,13 @@ def test_node_says_why_its_bodies_stay_float(build, precision, body, reason) -> 
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("name", ["loop", "nested"])
-@pytest.mark.parametrize("constant", ["w_quantized", "w_scale"])
+@pytest.mark.parametrize("constant", ["w_q", "w_scale"])
 def test_self_check_sees_a_wrong_weight_of_a_body(build, quantize, name, constant, bits) -> None:
     made = quantize(build(HEAD + NETS[name]), Recipe(precision=f"int{bits}-weights"))
     pairs = to_pairs(made)
     check(made.source, pairs, made.plan, {})
     values = pairs.view().constant(constant)
-    wrong = values[::-1] if constant == "w_quantized" else values * np.float32(1.1)
+    wrong = values[::-1] if constant == "w_q" else values * np.float32(1.1)
     with pytest.raises(SelfCheckError, match="constant 'w' in its bodies is off by more"):
         check(made.source, with_constant(pairs, constant, wrong), made.plan, {})
 

@@ -41,9 +41,9 @@ def test_own_output_passes(made) -> None:
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("w_quantized", lambda stored: stored - np.eye(4, 1, dtype=np.int8).reshape(stored.shape)),
+        ("w_q", lambda stored: stored - np.eye(4, 1, dtype=np.int8).reshape(stored.shape)),
         ("w_scale", lambda scale: scale * 1.02),
-        ("b_quantized", lambda stored: stored + np.arange(2)),
+        ("b_q", lambda stored: stored + np.arange(2)),
         ("b_scale", lambda scale: scale * [1.001, 1]),
     ],
 )
@@ -55,7 +55,7 @@ def test_constant_off_by_more_than_half_a_step_is_seen(made, name, change) -> No
 
 @pytest.mark.parametrize(("tensor", "port"), [("x", 1), ("x", 2), ("y", 1)])
 def test_activation_parameter_that_is_not_the_plans_is_seen(made, tensor, port) -> None:
-    name = made.model.view().by_name[f"{tensor}_QuantizeLinear"].inputs[port]
+    name = made.model.view().by_name[f"{tensor}_Q"].inputs[port]
     with pytest.raises(SelfCheckError, match="has other parameters than"):
         check(made.source, spoil(made.model, name, lambda value: value * 2 + 1), made.plan, RAW)
 

@@ -9,9 +9,12 @@ import onnx
 import pytest
 
 from onnxq.errors import RuntimeFailure
-from onnxq.graph import load
+from onnxq.graph import NodeView, load
 from onnxq.plan import Recipe
+from onnxq.rewrite import rewrite
 from onnxq.runtime import Session, prepare, profile_models, synthetic_feed
+from onnxq.runtime.profile import _Names
+from onnxq.types import Form
 
 MODELS = Path(__file__).parents[2] / "models"
 SECONDS = 0.2
@@ -57,6 +60,16 @@ BRANCHES = """g (float[128,512] x, bool pick) => (float[128,512] z)
         else_branch = no () => (float[128,512] b) { [id] b = Identity (x) }
       >
       [mm] z = Relu (y)
+    }"""
+
+# Tensors that are called like what onnxq adds: integers of attn, floats of x.
+ENDINGS = """g (float[4,8] x) => (float[4,8] y)
+    <float[8,8] w = seeded, float[8,8] v = seeded, float[8,8] u = seeded>
+    {
+      [one] attn = MatMul (x, w)
+      [act] attn_q = Sigmoid (attn)
+      [two] x_dq = MatMul (attn_q, v)
+      [three] y = MatMul (x_dq, u)
     }"""
 
 
@@ -128,6 +141,24 @@ def test_quantizing_at_run_time_counts_for_the_product(build, quantize) -> None:
     assert set(profile.kernels.values()) == {"MatMulIntegerToFloat"}
     assert profile.conversions == 0
     assert profile.nodes["first"] > 2 * profile.nodes["second"]
+
+
+@pytest.mark.parametrize("form", [Form.QDQ, Form.QOPERATOR])
+def test_integers_count_for_the_node_that_they_were_made_of(build, quantize, form) -> None:
+    """Where ONNX Runtime turns them, say, whatever tensors of the source are called."""
+    made = quantize(build(ENDINGS))
+    names = _Names(made.source.view(), rewrite(made.source, made.plan, form).view())
+
+    def owner(tensor: str) -> str | None:
+        turned = NodeView("Transpose_token_7", "Transpose", "", (f"{tensor}_nhwc",), (tensor,), {})
+        return names.source(turned)
+
+    found = {t: owner(t) for t in ("x_q", "attn_q_", "attn_q", "attn_q_q", "x_dq", "x_dq_q", "y")}
+    assert found == {
+        "x_q": None, "attn_q_": "one", "attn_q": "act", "attn_q_q": "act", "x_dq": "two",
+        "x_dq_q": "two", "y": "three",
+    }  # fmt: skip
+    assert {owner(f"{t}_token_3") for t in ("attn_q_q", "attn_q")} == {"act"}
 
 
 def test_a_branch_counts_once_and_for_its_if(build) -> None:

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from onnxq.plan import Budgets
 from onnxq.sensitivity import Loss
 from onnxq.sensitivity.limits import Limits, limits_of
-from onnxq.sensitivity.options import CountOptions, SizeOptions
+from onnxq.sensitivity.maker import Maker
+from onnxq.sensitivity.options import CountOptions, SizeOptions, untimed
 from onnxq.types import Precision
 
+EIGHT, FOUR = Precision.INT8_WEIGHTS, Precision.INT4_WEIGHTS
 NAMES = ("a", "b", "c", "d")
 amounts = st.lists(st.floats(0.1, 100), min_size=4, max_size=4)
 
@@ -35,14 +37,13 @@ def test_layers_stay_float_whose_noise_costs_more(costs, noises, worth) -> None:
 
 @given(st.lists(st.integers(1, 9999), min_size=4, max_size=4), amounts, amounts, st.floats(0, 1e3))
 def test_the_smallest_storage_is_chosen(sizes, coarse, fine, worth) -> None:
-    eight, four = Precision.INT8_WEIGHTS, Precision.INT4_WEIGHTS
     weights = dict(zip(NAMES, sizes, strict=True))
     noise = {
-        eight: dict(zip(NAMES, fine, strict=True)),
-        four: dict(zip(NAMES, coarse, strict=True)),
+        EIGHT: dict(zip(NAMES, fine, strict=True)),
+        FOUR: dict(zip(NAMES, coarse, strict=True)),
     }
-    options = SizeOptions({eight: weights, four: weights})
-    bytes_of = {Precision.FLOAT: 4.0, eight: 1.0, four: 4.5 / 8}
+    options = SizeOptions({EIGHT: weights, FOUR: weights})
+    bytes_of = {Precision.FLOAT: 4.0, EIGHT: 1.0, FOUR: 4.5 / 8}
 
     def price(name: str, precision: Precision) -> float:
         lost = 0.0 if precision is Precision.FLOAT else noise[precision][name]
@@ -127,3 +128,35 @@ class TestLimits:
         assert own.in_answers(40) == own
         without = Limits(max_drop=0.01, usual=True)
         assert without.in_answers(40) == without
+
+
+class TestUntimed:
+    TEXT = """<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
+    g (float[N,4,16] x) => (float[N,4,32] y)
+    <float[16,48] a = seeded, float[48] b = seeded, float[16,32] w = seeded> {
+      [attention] h = com.microsoft.Attention <num_heads = 2> (x, a, b)
+      [linear] y = MatMul (h, w) }"""
+
+    @pytest.fixture
+    def maker(self, build, study) -> Maker:
+        found = study(build(self.TEXT))
+        return Maker(found.model, found.subject)
+
+    def test_four_bits_give_way_to_eight(self, maker: Maker) -> None:
+        """In 4 bits nothing has 8 but what can have 4: the others stay as they are."""
+        options = untimed(maker, FOUR)
+        assert options.assign(0.0, {}) == {"linear": FOUR}
+        assert options.assign(1.0, {FOUR: {"linear": 1e6}, EIGHT: {"linear": 1.0}}) == {
+            "linear": EIGHT
+        }
+        assert options.assign(1.0, {FOUR: {"linear": 1e6}, EIGHT: {"linear": 1e6}}) == {}
+        assert options.weights == {FOUR: {"linear": 512}, EIGHT: {"linear": 512}}
+
+    def test_the_fewest_bytes_are_whatever_each_can_have(self, maker: Maker) -> None:
+        assert untimed(maker, None).assign(0.0, {}) == {"attention": EIGHT, "linear": FOUR}
+
+    def test_others_go_to_float(self, maker: Maker) -> None:
+        options = untimed(maker, EIGHT)
+        assert options.precisions == (EIGHT,)
+        assert list(options.nodes) == ["attention", "linear"]  # in the graph's order
+        assert options.nodes["attention"] > options.nodes["linear"] > 1.0

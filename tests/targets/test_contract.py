@@ -366,4 +366,4 @@ def test_pair_behind_a_layer_depends_on_its_kernels(
     { [layer] c = Conv (x, w) s = Sigmoid (c) y = Conv (s, v) }""")
     view = plan_and_rewrite(model, target).model.view()
     assert [view.by_name[use.node].op for use in view.uses("c")] == [reader]
-    assert view.producer(view.producer("s_dequantized").inputs[0]).inputs[0] == "s"
+    assert view.producer(view.producer("s_dq").inputs[0]).inputs[0] == "s"

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from onnxq.graph import Model, with_constants
+from onnxq.rewrite import rewrite
 from onnxq.runtime import Session, TappedSession
+from onnxq.types import Form
 from onnxq.verify import Growth, compare_layers
 from onnxq.verify import layers as subject
 from onnxq.verify.match import sources
@@ -93,6 +95,25 @@ def test_names_of_its_own_collide_with_none(build: Callable[[str], Model], x: np
         told.append([(layer.node, layer.sqnr_db, layer.new_db) for layer in layers])
     assert told[0] == told[1]
     assert [name for name, *_ in told[0]] == ["", "one", "two", "sin", "three"]
+
+
+def test_names_behind_integers_collide_with_none(
+    build: Callable[[str], Model], quantize: Callable, x: np.ndarray
+) -> None:
+    """Integers are compared by way of a DequantizeLinear, whose name a tensor may have already."""
+
+    def growth(text: str) -> tuple[list[tuple[object, ...]], list[str]]:
+        made = quantize(build(text))
+        integers = rewrite(made.source, made.plan, Form.QOPERATOR)
+        layers = compare_layers(made.source, integers, Samples(x)).layers
+        nodes = [node for node in integers.view().nodes if node.op == "QLinearMatMul"]
+        told = [(layer.node, layer.sqnr_db, layer.new_db) for layer in layers]
+        return told, [tensor for node in nodes for tensor in node.outputs]
+
+    plain, (first, *_) = growth(NET)
+    assert [name for name, *_ in plain] == ["", "one", "two", "sin", "three"]
+    for taken in (f"{first}_compared", f"{first}_compared_shape", "a_compared_shape"):
+        assert growth(re.sub(r"\bc\b", taken, NET))[0] == plain
 
 
 def test_amplifying_is_no_fault(build: Callable[[str], Model], x: np.ndarray) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from onnxq.graph import Model
+from onnxq.rewrite import rewrite
+from onnxq.types import Form
 from onnxq.verify.match import match_tensors, sources
 
 FLOAT = """net (float[N,3,8,8] x) => (float[N,5] y)
@@ -92,6 +94,44 @@ def test_an_activation_that_a_range_implies(build: Callable[[str], Model]) -> No
     assert {t: (r.tensor, r.scale, r.zero_point) for t, r in found.items()} == {
         "x": ("xq", "sx", "z"),  # read rounded, as the layer behind it does
         "c": ("a_quantized", "sy", "zy"),
+    }
+
+
+@pytest.mark.parametrize("form", [Form.QDQ, Form.QOPERATOR])
+def test_source_tensors_that_end_like_added_names(
+    form: Form, build: Callable[[str], Model], quantize: Callable
+) -> None:
+    """Integers of ``attn`` cannot be called ``attn_q`` here, for that is what the source has."""
+    made = quantize(
+        build("""g (float[4,8] x) => (float[4,8] y)
+    <float[8,8] w = seeded, float[8,8] v = seeded, float[8,8] u = seeded>
+    {
+      [one] attn = MatMul (x, w) [act] attn_q = Sigmoid (attn)
+      [two] x_dq = MatMul (attn_q, v) [three] y = MatMul (x_dq, u)
+    }""")
+    )
+    found = pairs(made.source, rewrite(made.source, made.plan, form))
+    assert found == {
+        "x": ("x_q", "name"),
+        "attn": ("attn_q_", "name"),
+        "attn_q": ("attn_q_q", "name"),
+        "x_dq": ("x_dq_q", "name"),
+        "y": ("y", "name"),
+    }
+
+
+def test_floats_that_end_like_added_names_are_none(build: Callable[[str], Model]) -> None:
+    """The other graph calls another tensor what onnxq would call the integers of ``attn``."""
+    reference = build("""net (float[N,4] x) => (float[N,4] y) <float[4,4] w = seeded>
+    { [mm] attn = MatMul (x, w) [act] s = Tanh (attn) [end] y = Neg (s) }""")
+    other = build("""net (float[N,4] x) => (float[N,4] y) <float[4,4] w = seeded>
+    { [mm] k = MatMul (x, w) [act] attn_q = Tanh (k) [end] attn_dq = Neg (attn_q)
+      [out] y = Identity (attn_dq) }""")
+    assert pairs(reference, other) == {
+        "x": ("x", "name"),
+        "attn": ("k", "structure"),
+        "s": ("attn_q", "structure"),
+        "y": ("attn_dq", "name"),
     }
 
 

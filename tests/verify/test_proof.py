@@ -266,6 +266,16 @@ class TestInt8Share:
             "stores its weight as int8, and computes in float"
         }
 
+    def test_why_it_has_not_fewer_bits_is_no_answer(
+        self, quantize: Callable, build: Callable
+    ) -> None:
+        made = quantize(build(self.NET), Recipe(precision="int8-weights"))
+        why = Reason("measured", "has int8-weights: int4-weights of it leaves 3 dB", "two")
+        nodes = tuple(replace(n, reason=why) if n.name == "two" else n for n in made.plan.nodes)
+        share = int8_share(made.model, replace(made.plan, nodes=nodes), made.census)
+        (told,) = (r for r in share.float_nodes if r.node == "two")
+        assert told.code == "not-planned"
+
     def test_dynamic_layers_compute_on_integers(self, quantize: Callable, build: Callable) -> None:
         made = quantize(build(self.NET), Recipe(precision="int8-dynamic"))
         share = int8_share(made.model, made.plan, made.census)

@@ -26,9 +26,7 @@ _HEADS = (
     Head("op", "operator", "Its operator.", number=False),
     Head("precision", "precision", "How it is planned to compute.", number=False),
     Head("runs", "runs as", "What ONNX Runtime makes of it.", number=False),
-    Head(
-        "reason", "why float", "Why it is not quantized, or runs as float.", number=False, wide=True
-    ),
+    Head("reason", "why", "Why it is not as asked, or runs as float.", number=False, wide=True),
     Head("parameters", "params", "Values in its constants."),
     Head("float_us", "float µs", "Microseconds per run in the prepared float model."),
     Head("output_us", "output µs", "The same in the output."),
