@@ -100,6 +100,8 @@ class _Fold:
         border: Cells that the Conv adds at either side.
         before: Pixels that are added in front, so that windows lie better.
         after: Pixels that are added behind.
+        read: Cells of what is read, with the pixels that are added.
+        width: Pixels of the output.
     """
 
     cell: int
@@ -109,6 +111,8 @@ class _Fold:
     border: tuple[int, int]
     before: int
     after: int
+    read: int
+    width: int
 
     @property
     def made(self) -> int:
@@ -143,7 +147,7 @@ def _fold(view: GraphView, stem: _Stem, cell: int) -> _Fold | None:
     if not isinstance(width, int) or not isinstance(made, int):
         return None
     stride, pads = attrs.get("strides", (1, 1))[1], attrs.get("pads", (0, 0, 0, 0))
-    plain = attrs.get("auto_pad", "NOTSET") == "NOTSET" and min(pads) >= 0
+    plain = attrs.get("auto_pad", "NOTSET") == "NOTSET"
     plain &= all(step == 1 for step in attrs.get("dilations", (1, 1)))
     if not plain or cell % stride or made * stride % cell:
         return None
@@ -168,8 +172,9 @@ def _folds(
         right = cells - (width + before + after) // cell
         if before and right > 0:
             after, right = after + right * cell, 0
+        read = (width + before + after) // cell
         if right >= 0:
-            yield _Fold(cell, stride, first, window, (left, right), before, after)
+            yield _Fold(cell, stride, first, window, (left, right), before, after, read, made)
 
 
 def _stem(view: GraphView, node: NodeView, nodes: Collection[str], multiple: int) -> _Stem | None:
@@ -228,7 +233,6 @@ class _Writer:
         self._arranged: dict[tuple[str, ...], str] = {}
 
     def finish(self) -> Model:
-        self._editor.sweep()
         return self._editor.finish()
 
     def pad(self, stem: _Stem, multiple: int) -> None:
@@ -258,7 +262,7 @@ class _Writer:
         self._store(stem, fold.spread(stem.weights))
         if fold.made > 1:
             self._repeat(stem, fold.made)
-            self._pixels(stem)
+            self._pixels(stem, fold)
 
     def _once(self, stem: _Stem, how: str, arrange: Callable[[], str]) -> str:
         """What dequantizes an arrangement of what a stem reads."""
@@ -275,30 +279,30 @@ class _Writer:
 
     def _cells(self, stem: _Stem, fold: _Fold) -> str:
         stored, zero = stem.data.inputs[0], stem.data.inputs[2]
-        found = self._step("Transpose", stored, stored, "nhwc", perm=_CHANNELS_LAST)
+        found = self._step("Transpose", stored, stored, "rows", perm=_CHANNELS_LAST)
         if fold.before or fold.after:
             pads = [0, 0, fold.before, 0, 0, 0, fold.after, 0]  # begins, then ends, by axis
             found = self._step("Pad", found, stored, "padded", sizes=pads, zero=zero)
-        shape = [0, 0, -1, fold.cell * stem.weights.shape[1]]
+        shape = [0, 0, fold.read, fold.cell * stem.weights.shape[1]]
         found = self._step("Reshape", found, stored, "cells", sizes=shape)
         return self._step("Transpose", found, stored, "nchw", perm=_CHANNELS_FIRST)
 
-    def _pixels(self, stem: _Stem) -> None:
+    def _pixels(self, stem: _Stem, fold: _Fold) -> None:
         """Lay out the cells that a Conv makes as pixels again, behind its QuantizeLinear."""
         *makers, quantizer = _to_quantizer(self._view, stem.conv)
         for maker in makers:
             self._editor.rename(maker.outputs[0], self._names.new(maker.outputs[0], "cells"))
         stored = quantizer.outputs[0]
-        shape = self._constant(stored, "shape", [0, 0, -1, stem.weights.shape[0]])
-        pixels, nhwc, cells = (
-            self._names.new(stored, part) for part in ("pixels", "nhwc", "cells")
+        shape = self._constant(stored, "shape", [0, 0, fold.width, stem.weights.shape[0]])
+        pixels, rows, cells = (
+            self._names.new(stored, part) for part in ("pixels", "rows", "cells")
         )
         behind = self._editor.put_behind  # from the last one to the first
         name = self._names.new(stored, "Transpose")
         behind(stored, pixels, "Transpose", [pixels], name=name, attrs={"perm": _CHANNELS_FIRST})
-        behind(pixels, nhwc, "Reshape", [nhwc, shape], name=self._names.new(stored, "Reshape"))
+        behind(pixels, rows, "Reshape", [rows, shape], name=self._names.new(stored, "Reshape"))
         name = self._names.new(stored, "Transpose")
-        behind(nhwc, cells, "Transpose", [cells], name=name, attrs={"perm": _CHANNELS_LAST})
+        behind(rows, cells, "Transpose", [cells], name=name, attrs={"perm": _CHANNELS_LAST})
 
     def _repeat(self, stem: _Stem, times: int) -> None:
         """Repeat what belongs to output channels: scales, zero points and the bias."""

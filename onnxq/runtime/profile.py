@@ -25,8 +25,10 @@ _PAIR = ("QuantizeLinear", "DequantizeLinear")
 _CONVERSIONS = (*_PAIR, "ReorderInput", "ReorderOutput", "Cast")
 # Operators with a graph inside, whose kernels have times of their own.
 _BODIES = ("If", "Loop", "Scan")
-# What ONNX Runtime adds to names of nodes and tensors.
-_ADDED = re.compile(r"^fused |(_token_\d+|_nchwc|_nhwc|/\w+Fusion/?|_pre_q|_q_to_dq)$")
+# What ONNX Runtime and its quantizer add to names of nodes and tensors.
+_ADDED = re.compile(
+    r"^fused |(_token_\d+|_nchwc|_nhwc|/\w+Fusion/?|_pre_q|_q_to_dq|_(de)?quantized|_quant)$"
+)
 _KERNEL = "_kernel_time"
 
 

@@ -124,8 +124,12 @@ class _Hunt:
         self._race(final, self.seconds * _FINAL)
         inside = [a for n, a in final.items() if a and self.trials.attempt(n, a).within]
         chosen = self._fastest(inside) if inside else self.trials.least_lossy()
-        why = {n.name: n.reason.sentence for n in found.plan.nodes if n.reason is not None}
-        plan = self.trials.plan(chosen, {n: _said(why[n]) for n in why if n not in chosen})
+        why = {
+            node.name: node.reason.sentence.removeprefix("stays float: ")
+            for node in found.plan.nodes
+            if node.reason is not None and node.precision in (Precision.FLOAT, Precision.FP16)
+        }
+        plan = self.trials.plan(chosen, {n: why[n] for n in why if n not in chosen})
         tried = tuple(self.trials.attempts.values())
         return replace(found, plan=plan, assignment=chosen, within=bool(inside), attempts=tried)
 
@@ -162,10 +166,6 @@ class _Hunt:
 
 def _assigned(plan: QuantPlan, precision: Precision) -> Assignment:
     return dict.fromkeys(plan.named(precision), precision)
-
-
-def _said(sentence: str) -> str:
-    return sentence.removeprefix("stays float: ")
 
 
 def _saved(maker: Maker, assignment: Assignment) -> int:

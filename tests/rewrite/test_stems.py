@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.graph import Model
+from onnxq.graph import Editor, Model
 from onnxq.rewrite import rewrite
 from onnxq.rewrite.qdq import to_qdq
 from onnxq.rewrite.stems import widen_stems
@@ -78,7 +78,7 @@ def same(both: tuple[Model, Model], feed: dict[str, np.ndarray], level: str) -> 
         (11, (3, 4), (1, 0, 1, 0), 1),  # the kernel is wider than high, and nothing is padded
         (8, (3, 3), (0, 0, 2, 2), 1),  # padded at the end only
         (9, (3, 3), (1, 1, 1, 1), 4),  # a cell makes one pixel
-        (17, (3, 3), (0, 0, 0, 0), 4),  # the last pixels are not read
+        (17, (3, 3), (0, 0, 0, 0), 4),  # the last pixels are not read: padded
     ],
 )
 def test_outputs_are_the_same_to_the_last_bit(
@@ -189,15 +189,6 @@ def test_two_layers_share_what_they_read(both, width, op) -> None:
         np.testing.assert_array_equal(*found)
 
 
-def test_a_fold_needs_the_output_for_itself(both) -> None:
-    """Where others read the float output of a Conv, its pixels must stay where they are."""
-    _, after = both("""g (float[1,1,7,8] x) => (float[1,8,7,8] y, float[1,8,7,8] t)
-        <float[8,1,3,3] w = seeded>
-        { [conv] t = Conv <pads = [1, 1, 1, 1]> (x, w) [act] y = Relu (t) }""")
-    view = after.view()
-    assert view.shape("t") == (1, 8, 7, 8)
-
-
 @pytest.mark.parametrize("text", [net(3), net(3, act="Relu"), net(3, width="W"), net(1, stride=2)])
 def test_integer_operators_read_it_too(build, quantize, text) -> None:
     made = quantize(build(text))
@@ -209,3 +200,50 @@ def test_integer_operators_read_it_too(build, quantize, text) -> None:
     found, wanted = (Session(one).run(feed)["y"] for one in (lowered, plain))
     step = made.plan.tensors["y"].scale[0]
     assert np.abs(found - wanted).max() <= step * 1.001
+
+
+@pytest.mark.parametrize("reads", ["output", "node"])
+def test_what_others_read_before_it_is_quantized_is_not_folded(both, reads) -> None:
+    """Cells are no pixels: where the float output of a Conv is read, it must stay as it is."""
+    editor = Editor(both(net(1, act="Relu"))[0])
+    if reads == "node":
+        editor.add_node("Identity", ["t"], ["other"], name="other")
+    editor.add_output("t" if reads == "output" else "other")
+    before = editor.finish()
+    after = widen_stems(before, {"conv", "act"}, MULTIPLE)
+    assert "Pad" in ops(after)
+    assert "Reshape" not in ops(after)
+    found = [Session(one).run(image(1)) for one in (before, after)]
+    for name, values in found[0].items():
+        np.testing.assert_array_equal(found[1][name], values)
+
+
+def test_an_empty_batch_stays_one(both) -> None:
+    for model in both(net(1)):
+        empty = np.zeros((0, 1, 8, 8), np.float32)
+        assert Session(model).run({"x": empty})["y"].shape == (0, 8, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        """g (float[N,1,8,8] x) => (float[N,8,8,8] y)
+        <float[8,1,3,3] w = seeded> { y = Conv <auto_pad = "SAME_UPPER"> (x, w) }""",
+        """g (float[N,1,8,8] x) => (float[N,8,4,4] y)
+        <float[8,1,3,3] w = seeded>
+        { y = Conv <auto_pad = "SAME_LOWER", strides = [2, 2]> (x, w) }""",
+        # one weight and one bias in two layers
+        """g (float[N,1,8,8] x) => (float[N,8,8,8] y)
+        <float[8,1,3,3] w = seeded, float[8] b = seeded>
+        { s = Conv <pads = [1, 1, 1, 1]> (x, w, b) t = Conv <pads = [1, 1, 1, 1]> (x, w, b)
+          y = Add (s, t) }""",
+        # one image, read by layers that pad it differently
+        """g (float[N,1,8,8] x) => (float[N,8,8,8] y)
+        <float[8,1,3,3] v = seeded, float[8,1,5,5] w = seeded>
+        { s = Conv <pads = [1, 1, 1, 1]> (x, v) t = Conv <pads = [2, 2, 2, 2]> (x, w)
+          y = Add (s, t) }""",
+    ],
+)
+def test_rarer_layers_compute_the_same(both, text) -> None:
+    for level in ("none", "all"):
+        same(both(text), image(1), level)

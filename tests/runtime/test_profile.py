@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
 from onnxq.errors import RuntimeFailure
 from onnxq.graph import NodeView, load
@@ -131,6 +132,25 @@ def test_integer_kernels_count_for_their_nodes(build, quantize) -> None:
     assert profile.kernels["fc"] == "QGemm"
     assert profile.conversions > 0
     assert set(profile.nodes) <= set(made.source.view().by_name)
+
+
+@pytest.mark.parametrize("form", [QuantFormat.QOperator, QuantFormat.QDQ])
+def test_layers_that_another_tool_quantized_count_for_their_nodes(tmp_path: Path, form) -> None:
+    """ONNX Runtime's tool calls a layer ``conv_quant``, and what it makes ``y_quantized``."""
+    source, path = load(MODELS / "digits_cnn.onnx"), tmp_path / "quantized.onnx"
+    images = np.load(MODELS / "digits_calibration.npz")["image"][:8]
+
+    class Feeds(CalibrationDataReader):
+        left = iter([{"image": images}])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.left, None)
+
+    quantize_static(MODELS / "digits_cnn.onnx", path, Feeds(), quant_format=form)
+    profile = profiled(load(path), source, {"image": images})
+    layers = {n.name for n in source.view().nodes if n.op in ("Conv", "Gemm")}
+    assert len(layers) == 5
+    assert layers <= set(profile.nodes)
 
 
 def test_quantizing_at_run_time_counts_for_the_product(build, quantize) -> None:
