@@ -11,23 +11,23 @@ What it prints, where ``0.28~0.02`` may be off by 0.02, ``2.4~any`` depends on t
     $ python examples/accuracy_comparison.py --quick
     form                     kB        size         top1     speed
     float                 213.5        1.00  0.9883~0.01  1.00
-    int8 PTQ               61.9~3 0.29~0.01  0.9883~0.01  1.57~any
+    int8 PTQ               65.7~3 0.31~0.01  0.9883~0.01  1.68~any
     int8-dynamic PTQ      116.5~3 0.55~0.01  0.9883~0.01  1.07~any
     int8-weights PTQ       57.5~3 0.27~0.01  0.9883~0.01  1.00~any
     int4-weights PTQ       34.7~3 0.16~0.01  0.9883~0.01  0.83~any
     fp16 PTQ              107.9~3 0.51~0.01  0.9883~0.01  1.03~any
-    int8 QAT               61.9~3 0.29~0.01  0.9883~0.01  1.57~any
+    int8 QAT               65.7~3 0.31~0.01  0.9883~0.01  1.76~any
     int4-weights QAT       34.7~3 0.16~0.01  0.9883~0.01  0.84~any
 
     $ python examples/accuracy_comparison.py
     form                   kB      size       top1   speed
     float               1688.0~20 1.00  0.9932~0.002  1.00
-    int8 PTQ             430.5~20 0.26  0.9931~0.002  1.86~any
+    int8 PTQ             433.0~20 0.26  0.9932~0.002  2.32~any
     int8-dynamic PTQ     485.2~20 0.29  0.9932~0.002  1.12~any
     int8-weights PTQ     426.1~20 0.25  0.9931~0.002  1.03~any
     int4-weights PTQ     265.1~20 0.16  0.9932~0.002  0.86~any
     fp16 PTQ             845.2~20 0.50  0.9932~0.002  1.01~any
-    int8 QAT             430.5~20 0.26  0.9931~0.002  1.87~any
+    int8 QAT             433.0~20 0.26  0.9932~0.002  2.34~any
     int4-weights QAT     265.1~20 0.16  0.9932~0.002  0.78~any
 """
 

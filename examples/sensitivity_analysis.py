@@ -26,8 +26,8 @@ What it prints, where ``0.28~0.02`` may be off by 0.02, ``2.4~any`` depends on t
     /blocks/blocks.0/body/body.0/Conv: 28.5~2 dB quantized alone, 19.0~2 dB float alone
     wrote build/examples/sensitivity.md and build/examples/sensitivity.csv
     all quantized: size 0.16~0.1, 17.6~2 dB, top1 0.8414~0.005
-    at least 25 dB: size 0.40~0.1, 25.5~2 dB, top1 0.8490~0.005
-      14~5 layers have more than 4 bits, such as /head/Gemm
+    at least 25 dB: size 0.18~0.1, 26.0~2 dB, top1 0.8504~0.005
+      16~5 layers have more than 4 bits, such as /head/Gemm
     within a drop of at most 0.01 and 25 dB: yes, size 0.18~0.1
     15~8 int8-weights, 15~8 int4-weights
 """

@@ -219,6 +219,12 @@ class Editor:
         self._values[target].type = self._values[source].type
         self._values[target].shape = self._values[source].shape
 
+    def rename(self, tensor: str, name: str) -> None:
+        """Give a tensor inside the graph another name, and forget its shape."""
+        value = self._values.pop(tensor)
+        value.name, value.shape = name, None
+        self._values[name] = value
+
     def retype(self, tensor: str, dtype: str) -> None:
         """Say that a tensor has another type, such as ``float16``, and the same shape."""
         self._values[tensor].type = ir.TensorType(_data_type(dtype))

@@ -13,9 +13,9 @@ from onnxq.rewrite.bias_scales import multiply_bias_scales
 from onnxq.rewrite.blocks import arrange_weights, lower_blocks
 from onnxq.rewrite.dynamic import lower_dynamic
 from onnxq.rewrite.float16 import to_float16
-from onnxq.rewrite.pad_channels import pad_channels
 from onnxq.rewrite.qdq import to_qdq
 from onnxq.rewrite.qoperator import lower_qoperator
+from onnxq.rewrite.stems import widen_stems
 from onnxq.targets import get_target
 from onnxq.types import Form, Precision
 
@@ -36,7 +36,7 @@ def rewrite(model: Model, plan: QuantPlan, form: Form = Form.QDQ) -> Model:
     """
     made, target = to_qdq(model, plan), get_target(plan.target)
     if target.conv_channels > 1:
-        made = pad_channels(made, set(plan.named(Precision.INT8)), target.conv_channels)
+        made = widen_stems(made, set(plan.named(Precision.INT8)), target.conv_channels)
     if dynamic := plan.named(Precision.INT8_DYNAMIC):
         made = lower_dynamic(made, dynamic)
     if form is Form.QOPERATOR:

@@ -89,9 +89,12 @@ class Opened:
 
     @cached_property
     def activations(self) -> dict[str, tuple[float, np.generic]]:
-        """Scale and zero point of every tensor that a QuantizeLinear reads."""
+        """Scale and zero point of every tensor that a QuantizeLinear reads.
+
+        What the first convolution makes may be laid out in cells of four pixels.
+        """
         return {
-            node.input[0]: (
+            node.input[0].removesuffix("_cells"): (
                 float(self.constants[node.input[1]]),
                 self.constants[node.input[2]][()],
             )

@@ -38,9 +38,12 @@ def test_its_parameters_are_those_in_the_file(quantizer, shipped, opened, digits
         tensor: params for layer in told.values() for tensor, params in layer.weights.items()
     }
     assert len(weights) == 5
+    first = made.constants["conv1.weight_scale_x4"].reshape(4, -1)  # of four pixels at once
+    scales = made.constants | {"conv1.weight_scale": first[0]}
+    assert (first == first[0]).all()
     for tensor, params in weights.items():
         # float32 in the file
-        assert np.array_equal(made.constants[f"{tensor}_scale"], np.float32(params.scale))
+        assert np.array_equal(scales[f"{tensor}_scale"], np.float32(params.scale))
 
 
 def test_the_file_holds_the_weights_within_half_a_step(

@@ -98,9 +98,10 @@ def check_same_graph(source, made):
     prepared = prepare(source)
     found, nodes = strip(made).view(), set(prepared.view().by_name)
     assert nodes <= set(found.by_name)
-    # a fourth channel for images, with its pair, and products of scales
+    # other layouts of images and of what is made of them, with a pair, and products of scales
     added = {node.op for node in found.nodes if node.name not in nodes}
-    assert added <= {"Pad", "Mul", "QuantizeLinear", "DequantizeLinear"}
+    layouts = {"Pad", "Reshape", "Transpose"}
+    assert added <= layouts | {"Mul", "QuantizeLinear", "DequantizeLinear"}
     assert inner_operators(made) == inner_operators(prepared)
 
 

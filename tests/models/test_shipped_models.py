@@ -14,8 +14,8 @@ MODELS = Path(__file__).parents[2] / "models"
 # Top-1 that each float model must reach on its test set, and the most bytes of the int8 file per
 # byte of the float one (small models are mostly names and scales).
 PROMISED = {
-    "digits_cnn": (0.98, 0.29),
-    "mnist_cnn": (0.985, 0.33),
+    "digits_cnn": (0.98, 0.30),
+    "mnist_cnn": (0.985, 0.335),
     "mnist_lstm": (0.985, 0.30),
     "mnist_gru": (0.985, 0.30),
     "mnist_transformer": (0.985, 0.38),
