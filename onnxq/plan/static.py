@@ -48,7 +48,7 @@ def plan_static(
     regions = Regions(view, census, lacking | kept)
     chosen = [node for node in census.nodes if node.name in regions.int8]
     used = {tensor: ranges[tensor] for tensor in regions.tensors()}
-    used |= _within_clamps(chosen, used)
+    used |= _within_clamps(census, used)
     groups = share_scales(chosen, used)
     wide = _wide(chosen, layers)
     activations = activation_params(used, groups, target, wide)
@@ -78,13 +78,16 @@ def _type(tensor: str, wide: set[str], target: Target) -> QType:
     return target.activation16 if tensor in wide else target.activation
 
 
-def _within_clamps(nodes: list[NodeInfo], ranges: dict[str, TensorRange]) -> dict[str, TensorRange]:
+def _within_clamps(census: Census, ranges: dict[str, TensorRange]) -> dict[str, TensorRange]:
     """Ranges behind a Relu or Clip, no wider than what was seen there where it cuts.
 
     An observer may choose a wider one. It would not cut what the clamp cuts, so that the clamp and
-    the layer before it would run as float. A Relu cuts nothing at its upper end.
+    the layer before it would run as float. Where these are float anyhow the range is the same one:
+    what a tensor is rounded to does not hang on which layers around it are. A Relu cuts nothing at
+    its upper end.
     """
-    behind = {t: node.op for node in nodes if node.kernel is Kernel.CLAMP for t in node.outputs}
+    clamps = [node for node in census.nodes if node.kernel is Kernel.CLAMP]
+    behind = {tensor: node.op for node in clamps for tensor in node.outputs}
     return {
         tensor: with_fields(
             found,

@@ -1,7 +1,8 @@
 """Searched plans of the shipped models: the budget is met in spite of a poor calibration."""
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ POOR = [
     ("cifar10_mobilenet", 50.0, 0.005),
 ]
 SAMPLES, OUTLIERS = 200, 4
+FEW_SETS = 1000
 
 
 def data_set_or_skip(name: str) -> str:
@@ -84,63 +86,107 @@ def watched(monkeypatch) -> Iterator[Watched]:
     return seen
 
 
+@dataclass
+class Layers:
+    """The layers of a model, each with the clamps that vanish into it.
+
+    Attributes:
+        trials: The trials of a search.
+        nodes: The nodes of every layer.
+    """
+
+    trials: Trials
+    nodes: dict[str, list[str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        maker = self.trials.maker
+        whole, census = maker.whole(INT8), maker.subject.census
+        clamps = with_clamps(maker.view, census, [whole])
+        self.nodes = {
+            layer: [layer, *(clamp for clamp, leader in clamps.items() if leader == layer)]
+            for layer in layers_of(whole, census, INT8)
+        }
+
+    def without(self, kept: Collection[str]) -> dict[str, Precision]:
+        """int8 everywhere but in some layers."""
+        left = dict.fromkeys(self.trials.maker.whole(INT8).named(INT8), INT8)
+        for name in (name for layer in kept for name in self.nodes[layer]):
+            left.pop(name, None)
+        return left
+
+    def floats(self, plan: QuantPlan) -> int:
+        """Layers that stay float, also those that have to where others do."""
+        return sum(plan.precision()[layer] is FLOAT for layer in self.nodes)
+
+    def fewer(self, count: int) -> list[tuple[str, ...]]:
+        """Every set of layers that leaves fewer in float than that, and keeps the limits.
+
+        Sets grow by one layer at a time: one that forces too many into float has no successors.
+        """
+        found, sets = [], [()]
+        while sets:
+            kept = sets.pop()
+            assignment = self.without(kept)
+            if self.floats(self.trials.plan(assignment)) >= count:
+                continue
+            if self.trials.attempt(" ".join(kept), assignment).within:
+                found.append(kept)
+            behind = [*self.nodes][[*self.nodes].index(kept[-1]) + 1 if kept else 0 :]
+            sets += [(*kept, layer) for layer in behind]
+        return found
+
+
 def greedy(trials: Trials) -> tuple[QuantPlan | None, int]:
     """One layer after the other goes back to float, the one first that alone loses most.
 
     Returns:
         The first plan within the limits, and how many models were run on the samples.
     """
-    maker = trials.maker
-    trials = Trials(maker, trials.evaluator, trials.limits, Journal(None, ""))
-    whole, census = maker.whole(INT8), maker.subject.census
-    clamps = with_clamps(maker.view, census, [whole])
-    layers = {
-        layer: [layer, *(clamp for clamp, leader in clamps.items() if leader == layer)]
-        for layer in layers_of(whole, census, INT8)
-    }
-    left = dict.fromkeys(whole.named(INT8), INT8)
-    if trials.attempt("all", left).within:
-        return whole, 1
+    trials = Trials(trials.maker, trials.evaluator, trials.limits, Journal(None, ""))
+    layers = Layers(trials)
+    if trials.attempt("all", layers.without(())).within:
+        return trials.plan(layers.without(())), 1
     alone = {
         layer: trials.attempt(layer, dict.fromkeys(nodes, INT8)).loss.sqnr_db
-        for layer, nodes in layers.items()
+        for layer, nodes in layers.nodes.items()
     }
-    for steps, layer in enumerate(sorted(alone, key=alone.get), 1):
-        for name in layers[layer]:
-            left.pop(name, None)
-        if trials.attempt(f"without {layer}", left).within:
-            return trials.plan(left), 1 + len(layers) + steps
-    return None, 1 + 2 * len(layers)
+    ranked = sorted(alone, key=alone.get)
+    for steps in range(1, len(ranked) + 1):
+        left = layers.without(ranked[:steps])
+        if trials.attempt(f"without {ranked[steps - 1]}", left).within:
+            return trials.plan(left), 1 + len(ranked) + steps
+    return None, 1 + 2 * len(ranked)
 
 
 @pytest.mark.parametrize(("name", "factor", "drop"), POOR, ids=[name for name, *_ in POOR])
 def test_the_budget_is_met_in_spite_of_outliers(name, factor, drop, watched, capsys) -> None:
     """On the whole test set, with at most half the evaluations and no more layers in float.
 
-    The search ranks layers by one pass over 16 samples; greedy fallback runs every layer alone.
+    The search ranks layers by one pass over 16 samples; greedy fallback runs every layer alone. No
+    plan with fewer layers in float keeps the limits: all of them are tried where they are few, or
+    where ONNXQ_ALL_PLANS is set (3 min of the residual network).
     """
     result = onnxq.run(MODELS / f"{name}.onnx", poor_job(name, factor, drop))
     (gate,) = result.receipt.gates
-    last = watched.found[-1]
-    maker = last.trials.maker
-    layers = layers_of(maker.whole(INT8), maker.subject.census, INT8)
-
-    def floats(plan: QuantPlan) -> int:
-        return sum(plan.precision()[layer] is FLOAT for layer in layers)
-
-    rival, evaluations = greedy(last.trials)
-    rivals = len(layers) if rival is None else floats(rival)
+    trials, evaluations = watched.found[-1].trials, watched.evaluations
+    layers = Layers(trials)
+    floats = layers.floats(result.plan)
+    rival, of_rival = greedy(trials)
+    rivals = len(layers.nodes) if rival is None else layers.floats(rival)
     with capsys.disabled():
         print(
-            f"\n{name}: {floats(result.plan)} of {len(layers)} layers float, "
-            f"{watched.evaluations} evaluations, {len(watched.found)} proofs, "
+            f"\n{name}: {floats} of {len(layers.nodes)} layers float, "
+            f"{evaluations} evaluations, {len(watched.found)} proofs, "
             f"drop {gate.value:.4f} (at most {gate.bound:.4f}); "
-            f"greedy: {rivals} float, {evaluations} evaluations"
+            f"greedy: {rivals} float, {of_rival} evaluations"
         )
     assert gate.passed
     assert gate.bound <= drop
-    assert 0 < floats(result.plan) <= rivals
-    assert 2 * watched.evaluations <= evaluations + 1
+    assert 0 < floats <= rivals
+    assert 2 * evaluations <= of_rival + 1
+    sets = sum(math.comb(len(layers.nodes), kept) for kept in range(floats))
+    if sets < FEW_SETS or "ONNXQ_ALL_PLANS" in os.environ:
+        assert layers.fewer(floats) == []
 
 
 def searching_job(name: str, cache: Path) -> onnxq.Job:

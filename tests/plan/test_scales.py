@@ -105,6 +105,21 @@ def test_shared_scale_does_not_undo_a_clamp(plan, left, mine, other, shared) -> 
         assert found.tensors["r"].zero_point == (0,)
 
 
+@pytest.mark.parametrize("kept", [[], ["first"]], ids=["int8", "float"])
+def test_range_behind_a_clamp_is_what_was_seen_whatever_computes_it(plan, kept) -> None:
+    """An observer may choose a wider one, but a clamp lets nothing larger through."""
+    wide = TensorRange(0, 48, 0, 6)
+    found = plan(
+        """g (float[1,2,4,4] x) => (float y)
+        <float[2,2,1,1] w = seeded, float low = {0}, float high = {6}>
+        { [first] a = Conv (x, w) r = Clip (a, low, high) [second] y = Conv (r, w) }""",
+        {"r": wide},
+        keep_float=kept,
+    )
+    assert found.precision()["first"].static is not bool(kept)
+    assert found.tensors["r"].scale[0] == pytest.approx(6 / 255, rel=1e-6)
+
+
 # --- activations -----------------------------------------------------------------------------
 
 
