@@ -23,11 +23,11 @@ from onnxq.calibrate import Calibration, Workers
 from onnxq.data import Data, check_output
 from onnxq.graph import (
     Model,
+    compact,
     copy_model,
     data_path,
     encoded_size,
     files_of,
-    forget_inferred,
     load,
     move_model,
     save,
@@ -280,7 +280,7 @@ def receipt_path(output: Path) -> Path:
 
 def apply_plan(drafted: Draft) -> Model:
     """Rewrite the prepared model by its plan, and say in it what it was made of."""
-    made = forget_inferred(
+    made = compact(
         rewrite(drafted.prepared, drafted.plan, Form(drafted.recipe.format)), drafted.source
     )
     return made.with_metadata(

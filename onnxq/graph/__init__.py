@@ -1,5 +1,6 @@
 """The model: load, save, look at, edit, strip. The only place that knows onnx and onnx_ir."""
 
+from onnxq.graph.compact import compact, forget_inferred
 from onnxq.graph.defaults import attribute_defaults
 from onnxq.graph.edit import Editor, with_constants
 from onnxq.graph.extract import extract
@@ -26,12 +27,7 @@ from onnxq.graph.model import (
     serialize,
     to_text,
 )
-from onnxq.graph.normalize import (
-    forget_inferred,
-    name_nodes,
-    normalize,
-    restore_identity,
-)
+from onnxq.graph.normalize import name_nodes, normalize, restore_identity
 from onnxq.graph.norms import name_norms
 from onnxq.graph.opset import MINIMUM_OPSET, NORM_OPSET, SMALL_TYPES_OPSET
 from onnxq.graph.pools import name_pools
@@ -55,6 +51,7 @@ __all__ = [
     "Use",
     "attribute_defaults",
     "check_writable",
+    "compact",
     "copy_model",
     "data_path",
     "deserialize",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import onnx
 
 
-def attribute_defaults(op: str, domain: str, opset: int) -> dict[str, Any]:
+@cache
+def attribute_defaults(op: str, domain: str, opset: int) -> Mapping[str, Any]:
     """The defaults of an operator's attributes by their names, as ``NodeView.attrs`` has values.
 
     Args:

@@ -213,28 +213,6 @@ def _forget_sequences(graph: ir.Graph) -> None:
                 value.type = value.shape = None
 
 
-def forget_inferred(model: Model, source: Model) -> Model:
-    """Drop the types and shapes of inner tensors that ``source`` did not record.
-
-    Every reader can infer them again; in small models they make a tenth of the file. Initializers
-    tell their own, and need no second record of it.
-    """
-    model = model.copy()
-    recorded = {
-        value.name
-        for graph in source.ir.graphs()
-        for node in graph
-        for value in node.outputs
-        if value.type is not None
-    }
-    for graph in model.ir.graphs():
-        made = [value for node in graph for value in node.outputs if value.name not in recorded]
-        for value in (*made, *graph.initializers.values()):
-            if not value.is_graph_output() and not value.is_graph_input():
-                value.type = value.shape = None
-    return model
-
-
 def _restore_node_names(new: ir.Graph, old: ir.Graph) -> None:
     docs = {node.name: node.doc_string for node in old}
     taken = {node.name for node in new}

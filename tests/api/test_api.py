@@ -16,7 +16,7 @@ from onnxq.api import receipt_path
 from onnxq.calibrate import Setup, calibrate
 from onnxq.data import open_data
 from onnxq.errors import DataError, ModelError, OutputError, RecipeError, SelfCheckError, UsageError
-from onnxq.graph import Model, files_of, load, save, sha256
+from onnxq.graph import Model, compact, files_of, load, save, serialize, sha256
 from onnxq.ops import classify
 from onnxq.plan import DataSettings, Recipe, VerifySettings, make_plan, tensors_to_observe
 from onnxq.rewrite import rewrite
@@ -71,6 +71,21 @@ class TestQuantize:
         assert sha256(written) == result.receipt.output.sha256
         assert output.stat().st_size == result.receipt.output.bytes
         assert receipt_path(output).read_bytes() == result.receipt.to_json()
+
+    def test_attributes_need_not_be_said(self, folder: Path, recipe: Recipe) -> None:
+        """A model that leaves defaults out is planned and rewritten as one that says them."""
+        whole = load(folder / "net.onnx")
+        short = compact(whole, whole)
+        said = [sum(len(n.attrs) for n in model.view().nodes) for model in (whole, short)]
+        assert said[0] > said[1]
+        save(short, folder / "short.onnx")
+        expected, found = (
+            onnxq.quantize(folder / name, recipe=recipe) for name in ("net.onnx", "short.onnx")
+        )
+        assert found.plan == expected.plan
+        assert serialize(found.model.with_metadata(expected.model.metadata)) == serialize(
+            expected.model
+        )
 
     def test_string_paths(self, folder: Path) -> None:
         (folder / "quick.toml").write_text("[verify]\nseconds = 0\n")

@@ -17,7 +17,6 @@ from onnxq.graph import (
     MINIMUM_OPSET,
     SMALL_TYPES_OPSET,
     Model,
-    forget_inferred,
     from_text,
     load,
     name_nodes,
@@ -453,13 +452,3 @@ def test_a_sequence_is_not_taken_for_a_tensor() -> None:
     assert (made.view().dtype("s"), made.view().dtype("t")) == ("", "")
     feed = {"x": np.array([1, 2], np.float32), "i": np.array(0)}
     np.testing.assert_array_equal(Session(made).run(feed)["y"], [-1, -2])
-
-
-def test_initializers_are_recorded_once(build) -> None:
-    """A second record of their types and shapes is nothing but bytes."""
-    source = build("""g (float[2,3] x, float[2] k) => (float[2,2] y)
-        <float[3,2] w = seeded, float[2] k = {1, 2}> { t = MatMul (x, w) y = Add (t, k) }""")
-    proto = onnx.load_from_string(serialize(forget_inferred(source, source)))
-    assert [info.name for info in proto.graph.value_info] == ["t"]
-    assert {spec.name for spec in proto.graph.input} == {"x", "k"}
-    onnx.checker.check_model(proto, full_check=True)
