@@ -188,6 +188,23 @@ class Editor:
         self._graph.insert_after(maker, node)
         self._nodes[name] = node
 
+    def succeed(self, tensor: str, constant: str) -> None:
+        """Give a tensor the name of a constant, unless something still reads the constant."""
+        held = self._values[constant]
+        if not held.uses() and not held.is_graph_output():
+            del self._graph.initializers[constant]
+            self.rename(tensor, constant)
+
+    def compute(self, constant: str, op: str, inputs: Sequence[str], *, name: str) -> None:
+        """Let a new node make what a constant held, under its name and for all that read it."""
+        held = self._values[constant]
+        made = ir.Value(type=held.type, shape=held.shape)
+        held.replace_all_uses_with(made, replace_graph_outputs=True)
+        del self._graph.initializers[constant]
+        made.name, self._values[constant] = constant, made
+        self._nodes[name] = self._new_node(op, inputs, [made], name, None, "")
+        self._graph.append(self._nodes[name])
+
     def sweep(self) -> None:
         """Take out replaced nodes, and those before them, that nothing uses any more."""
         while self._stale:

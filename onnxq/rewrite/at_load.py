@@ -45,7 +45,7 @@ def scale_at_load(model: Model, nodes: Collection[str]) -> Model:
     for maker in makers.values():
         steps = _Steps(editor, maker, names)
         if is_plain(view, maker):
-            steps.last("Mul", steps.cast(), steps.constant("scale", _column(view, maker)))
+            steps.last("Mul", steps.cast(), steps.constant("s", _column(view, maker)))
         else:
             _scale_blocks(view, maker, steps)
     return editor.finish()
@@ -75,7 +75,7 @@ class _Steps:
 
 def _scale_blocks(view: GraphView, maker: NodeView, steps: _Steps) -> None:
     """Fold the axis of the blocks in two, so that scales and zero points broadcast."""
-    axis, size = int(maker.attrs["axis"]), int(maker.attrs["block_size"])
+    axis, size = int(maker.attrs.get("axis", 1)), int(maker.attrs["block_size"])
     shape = [axis for axis in view.shape(maker.inputs[0]) or () if isinstance(axis, int)]
     folded = [*shape[:axis], shape[axis] // size, size, *shape[axis + 1 :]]
     shapes = (np.array(sizes, np.int64) for sizes in (folded, shape))
@@ -85,8 +85,8 @@ def _scale_blocks(view: GraphView, maker: NodeView, steps: _Steps) -> None:
     assert scale is not None
     if zero is not None and zero.any():
         zeros = np.expand_dims(zero.astype(np.float32), axis + 1)
-        found = steps.add("Sub", "shifted", found, steps.constant("zero_point", zeros))
-    scales = steps.constant("scale", np.expand_dims(scale, axis + 1))
+        found = steps.add("Sub", "shifted", found, steps.constant("zp", zeros))
+    scales = steps.constant("s", np.expand_dims(scale, axis + 1))
     steps.last("Reshape", steps.add("Mul", "scaled", found, scales), outer)
 
 
@@ -95,7 +95,7 @@ def _in_whole_blocks(view: GraphView, node: NodeView) -> bool:
     size = int(node.attrs.get("block_size", 0))
     if node.op != "DequantizeLinear" or not size or not view.is_constant(node.inputs[0]):
         return False
-    width = (view.shape(node.inputs[0]) or ())[int(node.attrs["axis"])]
+    width = (view.shape(node.inputs[0]) or ())[int(node.attrs.get("axis", 1))]
     readers = (view.by_name[use.node] for use in view.uses(node.outputs[0]))
     fused = any(reader.op in ("MatMul", "Gemm") for reader in readers)
     return isinstance(width, int) and width % size == 0 and not fused

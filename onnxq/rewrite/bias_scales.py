@@ -11,14 +11,16 @@ point of its weight a Gemm runs on floats in 1.31, and fails in 1.20.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from onnxq.graph import Editor, GraphView, Model, NodeView
 from onnxq.ops import OPERATORS
 from onnxq.rewrite.names import Names
 
-# Beside fewer scales the names of a Mul weigh more.
-LEAST_SCALES = 32
+# Bytes of a scale, and by how many a Mul is longer than a constant, names aside.
+_SCALE, _MUL = 4, 5
 
 
 def multiply_bias_scales(model: Model) -> Model:
@@ -28,8 +30,8 @@ def multiply_bias_scales(model: Model) -> Model:
         model: A model as ``to_qdq`` writes it.
 
     Returns:
-        A new model that computes the same to the last bit. Scales that are few, or no such
-        product, stay as they are.
+        A new model that computes the same to the last bit. Scales that are no such product, that
+        something else reads, or that take fewer bytes than a Mul stay as they are.
     """
     view, editor = model.view(), Editor(model)
     names = Names(view)
@@ -37,16 +39,16 @@ def multiply_bias_scales(model: Model) -> Model:
         found = _factors(view, node)
         if found is None:
             continue
-        bias, x_scale, w_scale = found
-        base = bias.inputs[1]
-        name, made = names.new(base, "Mul"), names.new(base, "product")
-        editor.add_node("Mul", [x_scale, w_scale], [made], name=name)
-        editor.redirect(bias.name, 1, made)
+        bias, *factors = found
+        scales, name = bias.inputs[1], f"{bias.name.removesuffix('_DQ')}_Mul"
+        count = math.prod(size for size in view.shape(scales) or () if isinstance(size, int))
+        if _SCALE * count > _MUL + sum(map(len, (name, *factors))):
+            editor.compute(scales, "Mul", factors, name=names.new(name))
     return editor.finish()
 
 
 def _factors(view: GraphView, node: NodeView) -> tuple[NodeView, str, str] | None:
-    """What dequantizes a node's bias, and the scales whose product its scale is."""
+    """What dequantizes a node's bias, and the scales whose product its own scales are."""
     spec = OPERATORS.get(node.full_op)
     if spec is None or spec.bias is None or spec.bias >= len(node.inputs):
         return None
@@ -54,9 +56,10 @@ def _factors(view: GraphView, node: NodeView) -> tuple[NodeView, str, str] | Non
     pairs = [maker for maker in makers if maker is not None and maker.op == "DequantizeLinear"]
     if len(pairs) < len(makers) or view.dtype(pairs[-1].inputs[0]) != "int32":
         return None
-    x, w, bias = (view.constant(pair.inputs[1]) for pair in pairs)
-    if x is None or w is None or bias is None or bias.size < LEAST_SCALES:
+    names = [pair.inputs[1] for pair in pairs]
+    x, w, bias = map(view.constant, names)
+    if x is None or w is None or bias is None or len(view.uses(names[-1])) > 1:
         return None
     # bit for bit, for outputs must not change
     same = x.dtype == w.dtype == bias.dtype and np.array_equal(np.multiply(x, w), bias)
-    return (pairs[-1], pairs[0].inputs[1], pairs[1].inputs[1]) if same else None
+    return (pairs[-1], names[0], names[1]) if same else None

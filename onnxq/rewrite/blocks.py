@@ -180,7 +180,7 @@ def _multiply(writer: _Writer, node: NodeView, weight: _Weight) -> None:
     ]
     zeros = per_block(_zeros(writer, weight))
     if (zeros != 1 << (bits - 1)).any():
-        name = writer.names.of(stored, "zero_point", part)
+        name = writer.names.of(stored, "zp", part)
         inputs.append(writer.editor.add_constant(name, _pack(zeros, bits).ravel()))
     if bias:
         flat = writer.changed(bias, "flat", np.ravel)
@@ -218,7 +218,7 @@ def _gather_blocks(writer: _Writer, node: NodeView, weight: _Weight) -> None:
             weight.shape,
         )
         zeros = _zeros(writer, weight)
-        name = writer.names.of(stored, "zero_point", "unsigned")
+        name = writer.names.of(stored, "zp", "unsigned")
         # the kernel's own default is the middle
         inputs[3:] = [writer.editor.add_constant(name, zeros)] if (zeros != 128).any() else []
     writer.editor.replace(node.name, "GatherBlockQuantized", inputs, attrs=attrs, domain=MICROSOFT)
@@ -283,13 +283,13 @@ def _gather_first(writer: _Writer, node: NodeView, weight: _Weight) -> None:
         rows = gathered(stored, "q")
         name = writer.names.of(real, "Cast")
         editor.add_node("Cast", [rows], [real], name=name, attrs={"to": _ONNX_FLOAT})
-        editor.replace(node.name, "Mul", [real, gathered(column, "scale")])
+        editor.replace(node.name, "Mul", [real, gathered(column, "s")])
     elif weight.axis is None:
         rows = gathered(stored, "q")
         editor.replace(node.name, "DequantizeLinear", [rows, *filter(None, (scale, zero))])
     elif weight.size and weight.axis == len(weight.shape) - 1 > 0:
-        inputs = [gathered(stored, "q"), gathered(scale, "scale")]
-        inputs += [gathered(zero, "zero_point")] if zero else []
+        inputs = [gathered(stored, "q"), gathered(scale, "s")]
+        inputs += [gathered(zero, "zp")] if zero else []
         attrs = {"axis": -1, "block_size": weight.size}
         editor.replace(node.name, "DequantizeLinear", inputs, attrs=attrs)
 

@@ -103,7 +103,7 @@ class _Lowering:
     def _multiply(self, node: NodeView, integers: str, scale: str) -> None:
         """Integers times integers, times the product of both scales."""
         x, x_scale, x_zero = self._quantize(node.inputs[0])
-        product = self._names.new(node.name, "scale")
+        product = self._names.new(node.name, "s")
         name = self._names.new(product, "Mul")
         self._editor.add_node("Mul", [x_scale, scale], [product], name=name)
         self._editor.replace(node.name, "MatMulInteger", [x, integers, x_zero])
@@ -144,7 +144,7 @@ class _Lowering:
             shape[axis] = -1
             column = self._constant(weight.scale).reshape(shape)
             scales = self._made(column, weight.scale, "of_axis", str(axis % len(shape)))
-            scale = self._names.new(node.name, "scale")
+            scale = self._names.new(node.name, "s")
             name = self._names.new(scale, "Gather")
             self._editor.add_node("Gather", [scales, indices], [scale], name=name, attrs=node.attrs)
         self._editor.replace(node.name, "Gather", [weight.integers, indices], attrs=node.attrs)
@@ -181,7 +181,7 @@ class _Lowering:
 
     def _quantize(self, tensor: str) -> tuple[str, str, str]:
         """Integers, scale and zero point of a tensor, quantized while the model runs."""
-        parts = ("q", "scale", "zero_point")
+        parts = ("q", "s", "zp")
         x, scale, zero = (self._names.of(tensor, "dynamic", part) for part in parts)
         if not self._editor.has_tensor(x):
             name = self._names.new(tensor, "dynamic", "Q")

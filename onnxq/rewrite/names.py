@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from onnxq.graph import GraphView
+from onnxq.types import QType
+
+
+def zero_point_name(qtype: QType, value: int, count: int | None) -> str:
+    """Of all zero points of one value and type: ``u8_128``, or ``i8_0_x64`` for 64 channels."""
+    name = f"{qtype.value[0]}{qtype.bits}_{value}"
+    return name if count is None else f"{name}_x{count}"
 
 
 class Names:

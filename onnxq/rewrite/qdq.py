@@ -1,10 +1,11 @@
 """``to_qdq``: a plan becomes QuantizeLinear/DequantizeLinear pairs in the graph.
 
 Every name that is added starts with the tensor that it serves: ``x_q`` for its integers, ``x_dq``
-for the floats that they become again, ``x_Q`` and ``x_DQ`` for the two nodes, ``x_scale`` and
-``x_zero_point``; for a bias that several nodes read, and that is stored for each of them, with the
-bias and the node. Equal zero points are one constant, named after what it holds: ``zp_u8_128``, or
-``zp_i8_0_x64`` for 64 channels. The other forms hang words of their own onto these parts. Where a
+for the floats that they become again, ``x_Q`` and ``x_DQ`` for the two nodes, ``x_s`` for the scale
+and ``x_zp`` for zero points that differ; for a bias that several nodes read, and that is stored for
+each of them, with the bias and the node. The floats of a constant that nothing reads as it was have
+the constant's own name. Equal zero points are one constant, named after what it holds: ``u8_128``,
+or ``i8_0_x64`` for 64 channels. The other forms hang words of their own onto these parts. Where a
 name is taken already, underscores follow.
 
 The names are short, for in a file of small layers they weigh as much as the scales; and tensors of
@@ -22,7 +23,7 @@ from onnxq.numerics import quantize, quantize_blocks
 from onnxq.ops import OPERATORS, stored_in_bodies
 from onnxq.plan import QuantPlan, pair_readers, pair_serves_all
 from onnxq.rewrite.check import check
-from onnxq.rewrite.names import Names
+from onnxq.rewrite.names import Names, zero_point_name
 from onnxq.targets import get_target
 from onnxq.types import Array, Precision, QParams, QType, WeightBlocks
 
@@ -53,7 +54,7 @@ def to_qdq(model: Model, plan: QuantPlan) -> Model:
     for tensor in plan.tensors:
         if not model.view().is_constant(tensor):
             writer.add_pair(tensor)
-    quantized = writer.editor.finish()
+    quantized = writer.finish()
     check(model, quantized, plan, writer.raw)
     return quantized
 
@@ -75,6 +76,13 @@ class _Writer:
         self._precision = plan.precision()
         self._names = Names(self._view)
         self._target = get_target(plan.target)
+        self._restored: dict[str, str] = {}  # what dequantizes a constant: the constant
+
+    def finish(self) -> Model:
+        """The whole model; floats of a constant that nothing reads any more have its name."""
+        for made, tensor in self._restored.items():
+            self.editor.succeed(made, tensor)
+        return self.editor.finish()
 
     def quantize_constants(self, node: NodeView) -> None:
         """Store a node's weight, bias and constant operands as integers.
@@ -107,7 +115,7 @@ class _Writer:
 
     def _constant(self, subject: Subject, params: QParams) -> str:
         """A DequantizeLinear over the stored integers of a constant; made once per subject."""
-        made = self._names.of(*subject, "dq")
+        made = self._floats(subject)
         if not self.editor.has_tensor(made):
             stored = self._names.of(*subject, "q")
             self._store(stored, subject[0], lambda values: quantize(values, params), params.qtype)
@@ -116,7 +124,7 @@ class _Writer:
 
     def _in_blocks(self, subject: Subject, scheme: WeightBlocks) -> str:
         """A DequantizeLinear over a weight in blocks; made once per subject."""
-        made = self._names.of(*subject, "dq")
+        made = self._floats(subject)
         if self.editor.has_tensor(made):
             return made
         found = quantize_blocks(self._values(subject[0]), scheme)
@@ -127,9 +135,9 @@ class _Writer:
             )
         else:
             self.editor.add_constant(stored, found.stored)
-        inputs = [stored, self.editor.add_constant(self._names.of(*subject, "scale"), found.scale)]
+        inputs = [stored, self.editor.add_constant(self._names.of(*subject, "s"), found.scale)]
         if found.zero_point.any():  # without one it is 0
-            zero = self._names.of(*subject, "zero_point")
+            zero = self._names.of(*subject, "zp")
             inputs.append(self.editor.add_constant(zero, found.zero_point))
         self.editor.add_node(
             "DequantizeLinear",
@@ -138,6 +146,13 @@ class _Writer:
             name=self._names.of(*subject, "DQ"),
             attrs={"axis": scheme.axis, "block_size": scheme.size},
         )
+        return made
+
+    def _floats(self, subject: Subject) -> str:
+        """The name of what a constant becomes again, until the model is finished."""
+        made = self._names.of(*subject, "dq")
+        if len(subject) == 1:  # stored for each of several nodes, it is several tensors
+            self._restored[made] = subject[0]
         return made
 
     def _values(self, tensor: str) -> Array:
@@ -180,7 +195,7 @@ class _Writer:
         scale, zero = np.array(params.scale, np.float32), np.array(params.zero_point)
         if params.axis is None:
             scale, zero = scale[0], zero[0]
-        made = [self.editor.add_constant(self._names.of(*subject, "scale"), np.asarray(scale))]
+        made = [self.editor.add_constant(self._names.of(*subject, "s"), np.asarray(scale))]
         if params.qtype is not QType.INT32:
             stored = np.asarray(zero, params.qtype.dtype)
             made.append(self.editor.add_constant(self._zero_point_name(subject, params), stored))
@@ -190,10 +205,9 @@ class _Writer:
         """One name for all zero points of one value, type and number of channels."""
         value, *others = set(params.zero_point)
         if others:
-            return self._names.of(*subject, "zero_point")
-        kind = f"{params.qtype.value[0]}{params.qtype.bits}"
-        channels = () if params.axis is None else (f"x{len(params.scale)}",)
-        return self._names.of("zp", kind, str(value), *channels)
+            return self._names.of(*subject, "zp")
+        count = None if params.axis is None else len(params.scale)
+        return self._names.of(zero_point_name(params.qtype, value, count))
 
     def add_pair(self, tensor: str) -> None:
         """Put Q and DQ behind a tensor, and let its readers read what comes out."""

@@ -24,8 +24,8 @@ from math import prod
 import numpy as np
 
 from onnxq.graph import Editor, GraphView, Model, NodeView
-from onnxq.rewrite.names import Names
-from onnxq.types import Array
+from onnxq.rewrite.names import Names, zero_point_name
+from onnxq.types import Array, QType
 
 # Beside more channels, copying the tensor costs more than it saves.
 _MOST_CHANNELS = 3
@@ -312,9 +312,17 @@ class _Writer:
             for port, tensor in enumerate(maker.inputs):
                 values = self._view.constant(tensor)
                 if values is not None and values.ndim == 1:
-                    name = self._names.of(tensor, f"x{times}")
-                    repeated = self._editor.add_constant(name, np.tile(values, times))
-                    self._editor.redirect(maker.name, port, repeated)
+                    self._editor.redirect(maker.name, port, self._tiled(tensor, values, times))
+
+    def _tiled(self, tensor: str, values: Array, times: int) -> str:
+        """A constant repeated; zero points may be there already for another layer."""
+        tiled = np.tile(values, times)
+        name = self._names.of(tensor, f"x{times}")
+        if values.dtype.name in set(QType):
+            same = zero_point_name(QType(values.dtype.name), values[0], tiled.size)
+            known = self._view.constant(same)
+            name = same if known is not None and np.array_equal(known, tiled) else name
+        return self._editor.add_constant(name, tiled)
 
     def _store(self, stem: _Stem, weights: Array) -> None:
         name = self._names.new(stem.filters.inputs[0], "wide")

@@ -89,7 +89,9 @@ def _float_constants(made: Model, source: Model, layer: str) -> Model:
     for port, tensor in enumerate(node.inputs if node is not None else ()):
         values = view.constant(tensor)
         if values is not None:
-            editor.redirect(layer, port, editor.add_constant(tensor, values))
+            # what it was stored as may have its name
+            kept = editor.add_constant(f"{tensor}/{layer}/float", values)
+            editor.redirect(layer, port, kept)
     return editor.finish()
 
 

@@ -85,7 +85,7 @@ def forms(tmp_path_factory: pytest.TempPathFactory, images: np.ndarray) -> dict[
 def plant(path: Path, weight: str, fault: str, folder: Path) -> Path:
     """The model file with a fault in the layer of a weight."""
     model = onnx.load(path)
-    named = f"{weight}_scale" if fault == "scale" else f"{weight}_q"
+    named = f"{weight}_s" if fault == "scale" else f"{weight}_q"
     # A first layer's are laid out anew: w_q_wide, w_scale_x4.
     (tensor,) = (t for t in model.graph.initializer if t.name.startswith(named))
     values = numpy_helper.to_array(tensor)

@@ -161,3 +161,31 @@ def test_replacement_keeps_documentation(chain) -> None:
     editor.replace("relu", "Abs", ["t"])
     (made,) = [n for n in editor.finish().ir.graph if n.name == "relu"]
     assert (made.doc_string, made.metadata_props["origin"]) == ("cuts", "layer 1")
+
+
+def test_a_node_makes_what_a_constant_held(chain) -> None:
+    editor = Editor(chain)
+    for name in ("one", "more"):
+        editor.add_constant(name, np.array([0.5, 1, 1.5, 2], np.float32))
+    editor.compute("w", "Add", ["one", "more"], name="sum")
+    edited = editor.finish()
+    assert edited.view().producer("w").name == "sum"
+    assert not edited.view().is_constant("w")
+    np.testing.assert_array_equal(run(edited)["y"], run(chain)["y"])
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_a_tensor_takes_the_name_of_a_constant_that_nothing_reads(chain, read) -> None:
+    editor = Editor(chain)
+    editor.add_constant("half", np.array([0.5, 1, 1.5, 2], np.float32))
+    editor.add_node("Add", ["half", "half"], ["v"], name="sum")
+    editor.redirect("mul", 1, "v")
+    if read:
+        editor.add_node("Neg", ["w"], ["z"], name="reader")
+        editor.copy_type("w", "z")
+        editor.add_output("z")
+    editor.succeed("v", "w")
+    edited = editor.finish()
+    assert edited.view().is_constant("w") == read
+    assert edited.view().by_name["mul"].inputs == ("x", "v" if read else "w")
+    np.testing.assert_array_equal(run(edited)["y"], run(chain)["y"])

@@ -88,14 +88,14 @@ class TestFile:
     def test_weights_have_a_scale_for_every_output_channel(self, made) -> None:
         """The first layer makes four pixels at once: 32 channels of each."""
         scales = {
-            name: value for name, value in made.output.constants.items() if "weight_scale" in name
+            name: value for name, value in made.output.constants.items() if "weight_s" in name
         }
         assert {name: scale.size for name, scale in scales.items()} == {
-            "conv1.weight_scale_x4": 4 * 32,
-            "conv2.weight_scale": 64,
-            "conv3.weight_scale": 64,
-            "fc1.weight_scale": 64,
-            "fc2.weight_scale": 10,
+            "conv1.weight_s_x4": 4 * 32,
+            "conv2.weight_s": 64,
+            "conv3.weight_s": 64,
+            "fc1.weight_s": 64,
+            "fc2.weight_s": 10,
         }
 
     def test_activations_are_uint8(self, made) -> None:

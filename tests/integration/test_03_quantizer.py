@@ -38,12 +38,12 @@ def test_its_parameters_are_those_in_the_file(quantizer, shipped, opened, digits
         tensor: params for layer in told.values() for tensor, params in layer.weights.items()
     }
     assert len(weights) == 5
-    first = made.constants["conv1.weight_scale_x4"].reshape(4, -1)  # of four pixels at once
-    scales = made.constants | {"conv1.weight_scale": first[0]}
+    first = made.constants["conv1.weight_s_x4"].reshape(4, -1)  # of four pixels at once
+    scales = made.constants | {"conv1.weight_s": first[0]}
     assert (first == first[0]).all()
     for tensor, params in weights.items():
         # float32 in the file
-        assert np.array_equal(scales[f"{tensor}_scale"], np.float32(params.scale))
+        assert np.array_equal(scales[f"{tensor}_s"], np.float32(params.scale))
 
 
 def test_the_file_holds_the_weights_within_half_a_step(
@@ -55,7 +55,7 @@ def test_the_file_holds_the_weights_within_half_a_step(
     made = opened(output)
     for name in ("conv2", "conv3", "fc1", "fc2"):
         weight = source.constants[f"{name}.weight"]
-        scale = made.constants[f"{name}.weight_scale"].reshape(-1, *[1] * (weight.ndim - 1))
+        scale = made.constants[f"{name}.weight_s"].reshape(-1, *[1] * (weight.ndim - 1))
         error = np.abs(made.constants[f"{name}.weight_q"] * scale - weight)
         # half a step, and the rounding of float32 itself
         assert (error <= scale / 2 + 1e-6 * np.abs(weight)).all()
@@ -77,8 +77,8 @@ def test_settings_of_a_layer_are_seen_in_the_file(
         "/fc1/Gemm": "INT4",
         "/fc2/Gemm": "INT8",
     }
-    assert made.constants["conv2.weight_scale"].size == 1
-    assert made.constants["conv3.weight_scale"].size == 64
+    assert made.constants["conv2.weight_s"].size == 1
+    assert made.constants["conv3.weight_s"].size == 64
     # 4 bits have a scale for each block of 32 inputs
     blocks = [c.shape for name, c in made.constants.items() if name.startswith("fc1.weight")]
     assert blocks == [(256, 64), (256 // 32, 64)]

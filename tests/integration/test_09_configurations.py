@@ -108,7 +108,7 @@ def test_options_win_over_the_recipe(quantize, tmp_path) -> None:
 def test_one_scale_for_a_whole_weight(quantize) -> None:
     """For devices that have no others."""
     made = quantize("--precision", "int8", "--per-tensor")
-    scales = [c.size for name, c in made.constants.items() if name.endswith("weight_scale")]
+    scales = [c.size for name, c in made.constants.items() if name.endswith("weight_s")]
     assert scales == [1] * 5
 
 

@@ -56,7 +56,7 @@ def test_other_weights_stay(build, body) -> None:
 
 def test_names_that_are_taken_are_not_taken_again(build) -> None:
     model = build(f"""{HEAD} {{ w = DequantizeLinear (q, s) w_cast = Neg (x)
-        w_scale = Neg (w_cast) [it] y = Conv (w_scale, w) }}""")
+        w_s = Neg (w_cast) [it] y = Conv (w_s, w) }}""")
     found = Session(scale_at_load(model, ["it"])).run({"x": X})["y"]
     np.testing.assert_allclose(found, Session(model).run({"x": X})["y"], rtol=1e-5, atol=1e-5)
 

@@ -142,9 +142,9 @@ def expected(net: str, source: Model, quantized: Model, feed: Feed) -> np.ndarra
     ("name", "change"),
     [
         ("w_q", lambda q: np.where(q.astype(int) > 0, q.astype(int) - 1, q.astype(int))),
-        ("w_scale", lambda scale: scale * 1.1),
-        ("w_scale", lambda scale: scale[::-1]),
-        ("w_zero_point", lambda zero: np.where(zero.astype(int) > 7, zero.astype(int) - 1, 9)),
+        ("w_s", lambda scale: scale * 1.1),
+        ("w_s", lambda scale: scale[::-1]),
+        ("w_zp", lambda zero: np.where(zero.astype(int) > 7, zero.astype(int) - 1, 9)),
     ],
 )
 def test_self_check_sees_what_is_not_the_weight(make, name, change, method) -> None:
@@ -279,7 +279,7 @@ def test_table_of_eight_bits_is_dequantized_behind_gather(make, per_channel) -> 
     onnx.checker.check_model(serialize(arranged), full_check=True)
     last = "Mul" if per_channel else "DequantizeLinear"
     assert arranged.view().by_name["n"].op == last
-    assert arranged.view().constant("w_dq") is None
+    assert arranged.view().producer("w") is None
     feed = feed_of(source)
     np.testing.assert_array_equal(
         Session(arranged).run(feed)["y"], Session(quantized, level="none").run(feed)["y"]

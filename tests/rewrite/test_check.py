@@ -42,9 +42,9 @@ def test_own_output_passes(made) -> None:
     ("name", "change"),
     [
         ("w_q", lambda stored: stored - np.eye(4, 1, dtype=np.int8).reshape(stored.shape)),
-        ("w_scale", lambda scale: scale * 1.02),
+        ("w_s", lambda scale: scale * 1.02),
         ("b_q", lambda stored: stored + np.arange(2)),
-        ("b_scale", lambda scale: scale * [1.001, 1]),
+        ("b_s", lambda scale: scale * [1.001, 1]),
     ],
 )
 def test_constant_off_by_more_than_half_a_step_is_seen(made, name, change) -> None:

@@ -197,8 +197,8 @@ def test_layer_that_a_body_and_an_output_read(build) -> None:
 
 def test_names_that_are_taken_are_not_taken_again(build) -> None:
     model = build("""g (float[4,64] x) => (float[4,64] y) <float[64,64] w = seeded> {
-        m_dynamic_scale = Neg (x) y_before_Mul = Abs (m_dynamic_scale)
-        it_scale = Neg (y_before_Mul) w_q_transposed = Neg (it_scale)
+        m_dynamic_s = Neg (x) y_before_Mul = Abs (m_dynamic_s)
+        it_s = Neg (y_before_Mul) w_q_transposed = Neg (it_s)
         m = Sub (x, w_q_transposed) [it] y = Gemm <transB = 1> (m, w) }""")
     feed = {"x": noise(4, 64)}
     made = Session(dynamic(model)).run(feed)["y"]
