@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -24,13 +24,14 @@ from onnxq.sensitivity.journal import Journal
 from onnxq.sensitivity.limits import Limits, limits_of
 from onnxq.sensitivity.maker import Maker, key_of
 from onnxq.sensitivity.options import untimed
+from onnxq.sensitivity.outliers import with_ranges
 from onnxq.sensitivity.plans import Subject
 from onnxq.sensitivity.search import Found, NoiseOf, Trials, search_plan
 from onnxq.sensitivity.storage import stored
 from onnxq.sensitivity.untold import fastest_of
 from onnxq.sensitivity.values import FrontPoint
 from onnxq.targets import get_target
-from onnxq.types import Feed, Precision
+from onnxq.types import Feed, Precision, TensorRange
 from onnxq.verify import Candidate, Gate, Measured, MetricChoice, Receipt, check_gates
 
 # Evaluation samples: as many as the float model runs in these seconds, between the two numbers.
@@ -54,6 +55,13 @@ _NEARER = (
     "a plan kept {limits} on the samples of the search, and missed a limit on those of the proof: "
     "so plans are judged by {nearer} here"
 )
+_TRIMMED = (
+    "a few values lie far outside of all others ('{tensor}' is {times:.0f} times as wide by them): "
+    "the ranges of {count} leave them out, since layers lose less so"
+)
+_LEFT_OUT = "; {count} that the inputs' ranges do not hold judge no plan (samples {some})"
+# Samples that such a note names at most.
+_NAMED = 5
 # What a search may choose where the recipe leaves it open.
 _AUTO = (Precision.INT8, Precision.INT8_DYNAMIC)
 
@@ -154,9 +162,9 @@ def searched_nearer(found: Searched, job: Job, proof: Receipt) -> Searched:
     db = _missed_db(proof) / 2
     db = min(2 * db + _LAST_DB, 2 * _MOST_DB) if found.nearer else min(db, _MOST_DB)
     limits = found.trials.limits.tightened(10 ** (-db / 20))
-    known = found.trials.attempts[key_of(found.draft.plan)].loss.sqnr_db
+    known = found.trials.attempts[key_of(found.draft.plan)].loss.typical_db
     if known is not None:
-        limits = with_fields(limits, min_sqnr=max(known + db, limits.min_sqnr or known))
+        limits = with_fields(limits, min_typical=known + db)
     trials = replace(found.trials, limits=limits, attempts={}, assignments={})
     return replace(_search(found.draft, job, trials, found.limits), nearer=True)
 
@@ -185,6 +193,7 @@ def _missed_db(proof: Receipt) -> float:
 
 
 def _search(drafted: Draft, job: Job, trials: Trials, limits: Limits) -> Searched:
+    drafted, trials = _without_outliers(drafted, trials)
     noise_of = _Noise(drafted, trials.evaluator, trials, job).of
     feed = _complete_feed(drafted, trials.evaluator.batches[0])
     found, fastest = _find(trials, feed, noise_of, job.recipe, drafted)
@@ -196,6 +205,34 @@ def _search(drafted: Draft, job: Job, trials: Trials, limits: Limits) -> Searche
         trials,
         found.front,
     )
+
+
+def _without_outliers(drafted: Draft, trials: Trials) -> tuple[Draft, Trials]:
+    """Both with ranges that hold no outliers, where all layers together lose less by them."""
+    if drafted.trimmed is None or not drafted.recipe.usual.static:
+        return drafted, trials
+    ranges = drafted.trimmed
+    other = with_ranges(trials, ranges.tensors, drafted.recipe.usual)
+    if other is None:
+        return drafted, trials
+    note = _trimmed_note(drafted.ranges.tensors, ranges.tensors)
+    left_out = sorted(_numbers(trials.evaluator) - _numbers(other.evaluator))
+    if left_out:
+        some = ", ".join(map(str, left_out[:_NAMED])) + (", ..." if left_out[_NAMED:] else "")
+        note += _LEFT_OUT.format(count=len(left_out), some=some)
+    return replace(drafted, ranges=ranges, trimmed=None, notes=(*drafted.notes, note)), other
+
+
+def _trimmed_note(given: Mapping[str, TensorRange], ranges: Mapping[str, TensorRange]) -> str:
+    times = {t: (given[t].hi - given[t].lo) / (ranges[t].hi - ranges[t].lo) for t in ranges}
+    wider = [tensor for tensor in ranges if given[tensor] != ranges[tensor]]
+    most = max(wider, key=lambda tensor: times[tensor])
+    count = f"{len(wider)} tensor{'s' if len(wider) > 1 else ''}"
+    return _TRIMMED.format(count=count, tensor=most, times=times[most])
+
+
+def _numbers(evaluator: Evaluator) -> set[int]:
+    return {int(number) for batch in evaluator.batches for number in batch.numbers}
 
 
 def _find(
@@ -301,6 +338,7 @@ class _Noise:
 
     def __init__(self, drafted: Draft, evaluator: Evaluator, trials: Trials, job: Job) -> None:
         self._drafted, self._trials, self._job = drafted, trials, job
+        self._ranges = _digest(trials.maker.subject.ranges)
         few, count = [], 0
         for batch in evaluator.batches:
             if count < _NOISE_SAMPLES:
@@ -311,7 +349,7 @@ class _Noise:
     def of(self, precision: Precision, names: Collection[str]) -> dict[str, float]:
         """Noise energy per unit of signal at the worst output, by layer."""
         journal = self._trials.journal
-        known = f"noise {precision}"
+        known = f"noise {precision} {self._ranges}"
         found: dict[str, float] = {}
         if known in journal:
             found = journal.get(known, dict[str, float])

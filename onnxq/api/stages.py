@@ -41,6 +41,8 @@ from onnxq.types import Feed, Grid, Precision, TensorRange, TensorSpec
 FEW_SAMPLES = 16
 # A range that still moved by more than this share of its width deserves a word.
 MOVED = 0.1
+# The method that leaves outliers out, and the share of a range that they hold at least.
+_TRIMMED, _OF_OUTLIERS = "trimmed", 0.5
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,10 @@ class Draft:
         recipe: What was asked for, complete.
         calibration: The calibration samples, if any.
         test: The test samples, if any.
-        judging: Samples that a search may judge plans by, apart from the test samples; if any.
         notes: What a reader must know to judge the figures.
+        judging: Samples that a search may judge plans by, apart from the test samples; if any.
+        trimmed: The ranges without outliers, where these hold most of one; None where they do not,
+            or values were not counted.
     """
 
     source: Model
@@ -91,6 +95,7 @@ class Draft:
     test: Reader | None
     notes: tuple[str, ...]
     judging: Reader | None = None
+    trimmed: Ranges | None = None
 
 
 def draft(model: str | Path | Model, job: Job) -> Draft:
@@ -106,17 +111,19 @@ def draft(model: str | Path | Model, job: Job) -> Draft:
     job = replace(job, recipe=recipe)
     calibration, test, judging, data_notes = _open_readers(job, source.view().inputs)
     start = begin(source, job, calibration or test)
-    ranges = Ranges(0, {})
+    ranges, trimmed = Ranges(0, {}), None
     if recipe.static:
-        counted = bool(recipe.observers())  # several methods read what is observed once
+        # several methods read what is observed once
+        counted = bool(recipe.observers() or recipe.budgets.of_accuracy)
         observed = job.ranges or observe(start, calibration, job, keep_histogram=counted)
         found, range_notes = _ranges(start, observed, job)
         ranges, data_notes = found, data_notes + range_notes
+        trimmed = _without_outliers(start, observed, ranges)
     target = get_target(recipe.target or default_target())
     plan = make_plan(start.prepared.view(), start.census, ranges.tensors, recipe, target)
     return Draft(
         source, start.prepared, start.census, ranges, plan, recipe, calibration, test,
-        notes + data_notes, judging,
+        notes + data_notes, judging, trimmed,
     )  # fmt: skip
 
 
@@ -385,6 +392,22 @@ def _read(start: Start, observed: Calibration, target: Target) -> Ranges:
         qtype = target.activation16 if reading.wide else target.activation
         found |= part.ranges(Grid(qtype.bits, target.symmetric_activations)).tensors
     return Ranges(observed.samples, {t: found[t] for t in observed.tensors if t in found})
+
+
+def _without_outliers(start: Start, observed: Calibration, ranges: Ranges) -> Ranges | None:
+    """The ranges, without outliers where these hold most of one."""
+    if not observed.counted:
+        return None
+    target = get_target(start.recipe.target or default_target())
+    trimmed = _read(start, _read_by(observed, _TRIMMED, start.recipe), target).tensors
+    less = {
+        t: r for t, r in trimmed.items() if _width(r) < _OF_OUTLIERS * _width(ranges.tensors[t])
+    }
+    return Ranges(ranges.samples, ranges.tensors | less) if less else None
+
+
+def _width(found: TensorRange) -> float:
+    return found.hi - found.lo
 
 
 def _read_by(observed: Calibration, method: str, recipe: Recipe) -> Calibration:

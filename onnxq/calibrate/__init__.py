@@ -14,6 +14,7 @@ from onnxq.calibrate.observers import (
     SigmaObserver,
     Stratum,
     Tap,
+    TrimmedObserver,
 )
 from onnxq.calibrate.registry import AUTO, OBSERVERS, ObserverSpec, auto_observer
 from onnxq.calibrate.run import Workers, calibrate
@@ -39,6 +40,7 @@ __all__ = [
     "Stratum",
     "Tap",
     "TensorStatistics",
+    "TrimmedObserver",
     "Workers",
     "auto_observer",
     "calibrate",

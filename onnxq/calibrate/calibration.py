@@ -92,6 +92,11 @@ class Calibration:
         """How many samples were seen."""
         return sum(stop - start for spans in self.seen.values() for start, stop in spans)
 
+    @property
+    def counted(self) -> bool:
+        """Whether values were counted, so that any other method can read their ranges."""
+        return isinstance(self.observer.factory(self.base)(), HistogramObserver)
+
     def copy(self) -> Calibration:
         """The same, with observers of its own."""
         tensors = {t: Pair(p.body.copy(), p.tail.copy()) for t, p in self.tensors.items()}

@@ -15,7 +15,14 @@ from typing import ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.calibrate.choose import Ends, entropy_ends, mse_ends, percentile_ends, sigma_ends
+from onnxq.calibrate.choose import (
+    Ends,
+    entropy_ends,
+    mse_ends,
+    percentile_ends,
+    sigma_ends,
+    trimmed_ends,
+)
 from onnxq.calibrate.histogram import Histogram
 from onnxq.errors import UsageError
 from onnxq.types import Grid
@@ -257,6 +264,15 @@ class SigmaObserver(HistogramObserver):
         """Mean and deviations (``choose.sigma_ends``)."""
         del grid
         return sigma_ends(self.histogram, self.ends, self.sigmas)
+
+
+class TrimmedObserver(HistogramObserver):
+    """The ends of the values that are no outliers (``choose.trimmed_ends``)."""
+
+    def range(self, grid: Grid) -> Ends:
+        """The ends without outliers."""
+        del grid
+        return trimmed_ends(self.histogram, self.ends)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from onnxq.calibrate.observers import (
     Observer,
     PercentileObserver,
     SigmaObserver,
+    TrimmedObserver,
 )
 from onnxq.calibrate.state import state_of
 from onnxq.data import find_function, parse_code, user_code
@@ -36,6 +37,7 @@ OBSERVERS: dict[str, Callable[..., Observer]] = {
     "minmax": MinMaxObserver,
     "moving-average": MovingAverageObserver,
     "sigma": SigmaObserver,
+    "trimmed": TrimmedObserver,
 }
 
 

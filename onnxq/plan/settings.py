@@ -52,8 +52,8 @@ class CalibrationSettings(Section, frozen=True):
 
     Attributes:
         method: ``auto`` (``mse``, or ``minmax`` with fewer than 64 samples), ``mse``,
-            ``percentile``, ``entropy``, ``minmax``, ``moving-average``, ``sigma``, or a class of
-            yours as ``module:Class``.
+            ``percentile``, ``entropy``, ``minmax``, ``moving-average``, ``sigma``, ``trimmed``, or
+            a class of yours as ``module:Class``.
         percentile: The percentage of values inside the range, for ``percentile``.
         momentum: What an average keeps at each sample, for ``moving-average``.
         warmup: The first samples, which make a plain mean, for ``moving-average``.
@@ -127,7 +127,7 @@ class WeightSettings(Section, frozen=True):
 # What chooses the nodes of a table of [[layers]].
 MATCHERS = ("name", "regex", "op", "position")
 # Observers that read what any other has counted.
-_READERS = ("mse", "percentile", "entropy", "minmax", "sigma")
+_READERS = ("mse", "percentile", "entropy", "minmax", "sigma", "trimmed")
 _BITS: dict[Precision, int] = {
     Precision.FP16: 16,
     Precision.INT8: 8,

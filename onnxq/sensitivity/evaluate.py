@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from onnxq.graph import GraphView, Model
 from onnxq.runtime import Session, StateLoop
 from onnxq.sensitivity.values import Loss
 from onnxq.targets import CPU, Provider
-from onnxq.types import Array
+from onnxq.types import Array, TensorRange
 from onnxq.verify import Comparison, Judging, MetricChoice, scores_outputs
 
 Outputs = dict[str, Array]
@@ -72,10 +73,26 @@ class Evaluator:
         chosen: list[Batch] = []
         for batch in self.batches[::step]:
             if sum(one.count for one in chosen) < samples:
-                chosen.append(batch if self.stateful else rows_of(view, batch, each))
+                chosen.append(batch if self.stateful else rows_of(view, batch, range(each)))
+        return self._of(self._model, chosen)
+
+    def inside(self, ranges: Mapping[str, TensorRange]) -> Evaluator:
+        """An evaluator of the samples that lie inside of ranges of inputs.
+
+        It has all of them where they are the steps of a sequence, where their batches cannot be
+        divided, and where no more than half would be left.
+        """
+        if self._model is None or self.stateful or not ranges:
+            return self
+        view = self._model.view()
+        chosen = [rows_of(view, batch, _rows_inside(batch, ranges)) for batch in self.batches]
+        found = self._of(self._model, [batch for batch in chosen if batch.count])
+        return found if 2 * found.samples > self.samples else self
+
+    def _of(self, model: Model, batches: Sequence[Batch]) -> Evaluator:
         return Evaluator(
-            self._model,
-            chosen,
+            model,
+            batches,
             metric=self._metric,
             judge=self._judge,
             state=self.state,
@@ -129,7 +146,7 @@ class Evaluator:
         comparison, judging = Comparison(), Judging(self._metric, self._judge)
         divergence: dict[str, list[float]] = {}
         for batch, expected, outputs in zip(self.batches, self.expected, found, strict=True):
-            comparison.add(batch.feed, expected, outputs)
+            comparison.add(batch.feed, expected, outputs, batch.count)
             if batch.labels is not None:
                 judging.update(batch.feed, batch.labels, expected, outputs)
             for name in scores_outputs(expected, batch.feed):
@@ -146,6 +163,7 @@ class Evaluator:
             kl=max((float(np.mean(rows)) for rows in divergence.values()), default=None),
             agreement=min(agreements, default=None),
             metric=metric.output if metric is not None else None,
+            typical_db=comparison.typical_db(),
         )
 
     @cached_property
@@ -158,15 +176,28 @@ class Evaluator:
         return self.floating.metric
 
 
-def rows_of(view: GraphView, batch: Batch, count: int) -> Batch:
-    """The first samples of a batch; all of it where they cannot be told apart."""
+def rows_of(view: GraphView, batch: Batch, rows: Sequence[int]) -> Batch:
+    """Some samples of a batch; all of it where they cannot be told apart."""
     free = all(spec.shape and not isinstance(spec.shape[0], int) for spec in view.inputs)
-    by_row = all(array.shape[:1] == (batch.count,) for array in batch.feed.values())
-    if batch.count <= count or not (free and by_row):
+    rows = [row for row in rows if row < batch.count]
+    if len(rows) == batch.count or not (free and _by_row(batch)):
         return batch
-    feed = {name: array[:count] for name, array in batch.feed.items()}
-    labels = None if batch.labels is None else batch.labels[:count]
-    return Batch(feed, labels, count, batch.numbers[:count])
+    feed = {name: array[rows] for name, array in batch.feed.items()}
+    labels = None if batch.labels is None else batch.labels[rows]
+    return Batch(feed, labels, len(rows), batch.numbers[rows])
+
+
+def _by_row(batch: Batch) -> bool:
+    return all(array.shape[:1] == (batch.count,) for array in batch.feed.values())
+
+
+def _rows_inside(batch: Batch, ranges: Mapping[str, TensorRange]) -> list[int]:
+    """The samples of a batch with no value outside of the ranges of inputs."""
+    inside = np.ones(batch.count, bool)
+    for name in ranges if _by_row(batch) else ():
+        values: NDArray[Any] = batch.feed[name].reshape(batch.count, -1)
+        inside &= ((values >= ranges[name].lo) & (values <= ranges[name].hi)).all(1)
+    return np.flatnonzero(inside).tolist()
 
 
 def kl_divergence(expected: Array, found: Array) -> NDArray[np.float64]:

@@ -67,7 +67,7 @@ def look(model: Model, evaluator: Evaluator) -> Sight:
     view = model.view()
     made = [t for node in view.nodes for t in node.outputs]
     wanted = [t for t in (*(s.name for s in view.inputs), *made) if t and _keepable(view, t)]
-    batch = rows_of(view, evaluator.batches[0], 1)
+    batch = rows_of(view, evaluator.batches[0], [0])
     try:
         found = TappedSession(model, wanted, state=evaluator.state).read(batch.feed)
     except RuntimeFailure:  # it does not run with all of them as outputs
@@ -143,7 +143,7 @@ def _histograms(model: Model, tensors: set[str], evaluator: Evaluator) -> dict[s
 
 def _few(view: GraphView, batches: Iterable[Batch]) -> Iterable[Feed]:
     for _, batch in zip(range(HISTOGRAM_SAMPLES), batches, strict=False):
-        yield rows_of(view, batch, 1).feed
+        yield rows_of(view, batch, [0]).feed
 
 
 def histogram(values: Array) -> Histogram:

@@ -30,6 +30,7 @@ class Limits(msgspec.Struct, frozen=True):
         min_agreement: Of the answers with the same largest score.
         usual: Whether these are what is asked of everybody, and no budget of the user's.
         whole: Whether ``min_agreement`` is read in whole answers: it is no budget of the user's.
+        min_typical: In dB, of the sample in the middle: what a search asks after a failed proof.
     """
 
     max_drop: float | None = None
@@ -37,6 +38,7 @@ class Limits(msgspec.Struct, frozen=True):
     min_agreement: float | None = None
     usual: bool = False
     whole: bool = False
+    min_typical: float | None = None
 
     def kept(self, loss: Loss, float_metric: float | None) -> bool:
         """Whether a loss is within the limits; what could not be measured is not."""
@@ -46,6 +48,7 @@ class Limits(msgspec.Struct, frozen=True):
         return all((
             self.max_drop is None or (drop is not None and drop <= self.max_drop + _ROUNDING),
             _reaches(loss.sqnr_db, self.min_sqnr),
+            _reaches(loss.typical_db, self.min_typical),
             _reaches(loss.agreement, self.min_agreement),
         ))  # fmt: skip
 
@@ -66,7 +69,7 @@ class Limits(msgspec.Struct, frozen=True):
         db = None if self.min_sqnr is None else self.min_sqnr + _decibels(share)
         agreement = None if self.min_agreement is None else 1 - (1 - self.min_agreement) * share
         drop = None if self.max_drop is None else self.max_drop * share
-        return Limits(drop, db, agreement, self.usual, self.whole)
+        return with_fields(self, max_drop=drop, min_sqnr=db, min_agreement=agreement)
 
     def __str__(self) -> str:
         said = []
@@ -76,6 +79,8 @@ class Limits(msgspec.Struct, frozen=True):
             said.append(f"{self.min_agreement:.4g} of the answers the same")
         if self.min_sqnr is not None:
             said.append(f"{self.min_sqnr:.4g} dB")
+        if self.min_typical is not None:
+            said.append(f"{self.min_typical:.4g} dB on half of the samples")
         return " and ".join(said)
 
 

@@ -18,12 +18,15 @@ class Loss(msgspec.Struct, frozen=True, omit_defaults=True):
         agreement: Share of samples with the same largest score, of the worst such output; of an
             output of integers the share of equal entries.
         metric: The metric on these samples; None without labels.
+        typical_db: As ``sqnr_db``, of the sample in the middle and not of all together: a few
+            samples that are much larger than the others do not move it.
     """
 
     sqnr_db: float | None = None
     kl: float | None = None
     agreement: float | None = None
     metric: float | None = None
+    typical_db: float | None = None
 
 
 class Histogram(msgspec.Struct, frozen=True):

@@ -14,6 +14,9 @@ from onnxq.verify.bitmap import to_bitmap
 from onnxq.verify.bootstrap import share_bound, sqnr_bound
 from onnxq.verify.receipt import OutputFacts, finite_db
 
+# By how much the SQNR of all samples exceeds that of the one in the middle for it to be told.
+_HIDDEN_DB = 10.0
+
 
 def scores_outputs(outputs: dict[str, Array], feed: Feed) -> list[str]:
     """The outputs that look like class scores: float, one row of several per sample.
@@ -97,6 +100,16 @@ class _Output:
         sqnr = finite_db(sqnr_bound(self.signal, self.noise, seed))
         return with_fields(found, sqnr_bound_db=sqnr, agreement_bound=agreement)
 
+    def typical_db(self) -> float | None:
+        """SQNR of the unit in the middle; None where no unit has a signal."""
+        signal, noise = np.asarray(self.signal), np.asarray(self.noise)
+        heard = (signal > 0) | np.isinf(noise)  # what is silent has no ratio, what is NaN the worst
+        if self.reshaped or not heard.any():
+            return None
+        with np.errstate(divide="ignore"):
+            ratios = 10 * np.log10(signal[heard] / noise[heard])
+        return finite_db(float(np.median(ratios)))
+
     def _agreeing(self) -> str:
         """Which samples agree, where each has one row of scores."""
         if not self.rows or any(rows != 1 for rows in self.rows):
@@ -140,6 +153,14 @@ class Comparison:
         """
         return {name: output.facts(seed) for name, output in self._outputs.items()}
 
+    def typical_db(self) -> float | None:
+        """SQNR of the sample in the middle, of the worst output; a few outliers do not move it.
+
+        None where no output is float, or none has a signal.
+        """
+        medians = (output.typical_db() for output in self._outputs.values())
+        return min((db for db in medians if db is not None), default=None)
+
     def notes(self) -> tuple[str, ...]:
         """What the figures cannot say."""
         told = []
@@ -153,4 +174,10 @@ class Comparison:
                 told.append(f"output '{name}' was empty for every sample: nothing was compared")
             if output.source_nan:
                 told.append(f"the float model itself gives NaN in output '{name}'")
+            whole, typical = output.facts(None).sqnr_db, output.typical_db()
+            if whole is not None and typical is not None and whole >= typical + _HIDDEN_DB:
+                told.append(
+                    f"output '{name}': half of the samples are at {typical:.1f} dB or below; a few "
+                    f"with much larger values make it {whole:.1f} dB"
+                )
         return tuple(told)

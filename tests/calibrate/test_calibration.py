@@ -62,7 +62,7 @@ def test_merging_leaves_its_parts_alone(shards, observer) -> None:
     assert [encode(part) for part in parts] == before
 
 
-@pytest.mark.parametrize("observer", ["minmax", "mse", "percentile", "entropy", "sigma"])
+@pytest.mark.parametrize("observer", ["minmax", "mse", "percentile", "entropy", "sigma", "trimmed"])
 def test_merged_is_as_seen_together(build, observe, observer) -> None:
     """But for moving averages, whose streams count one after the other."""
     one, other = normal(40, 0), normal(25, 3)
@@ -316,7 +316,7 @@ def test_wrong_spans_are_damage(shards, spans) -> None:
 
 # Another observer.
 
-COUNTING = ["mse", "percentile", "entropy", "sigma"]
+COUNTING = ["mse", "percentile", "entropy", "sigma", "trimmed"]
 
 
 @pytest.mark.parametrize("wanted", [*COUNTING, "minmax"])

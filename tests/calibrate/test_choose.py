@@ -20,6 +20,7 @@ from onnxq.calibrate.choose import (
     percentile_ends,
     quantization_error,
     sigma_ends,
+    trimmed_ends,
 )
 from onnxq.types import Grid
 
@@ -119,6 +120,54 @@ def test_sigma_is_numpys_mean_and_deviation(drawn, seen, kind, sigmas):
     assert hi == pytest.approx(
         max(min(mean + sigmas * deviation, ends[1]), min(0, ends[1])), **near
     )
+
+
+# ---------------------------------------------------------------- without outliers
+
+
+def near_bins(ends: tuple[float, float]) -> dict[str, float]:
+    """An end is that of the bin which holds the outermost value: a thousandth of it."""
+    return {"rel": BIN, "abs": 2.0**-15 * max(-ends[0], ends[1])}
+
+
+@pytest.mark.parametrize("factor", [1.0, 20.0, 1000.0])
+@pytest.mark.parametrize("share", [1e-4, 0.02])
+@pytest.mark.parametrize("kind", ["normal", "laplace", "relu", "shifted", "lopsided"])
+def test_trimmed_ends_are_those_of_scipys_clipped_values(drawn, seen, kind, share, factor):
+    values = drawn(kind)
+    values[: int(share * values.size)] *= np.float32(factor)
+    histogram, ends = seen(values)
+    left = stats.sigmaclip(values[values != 0].astype(np.float64), 10, 10).clipped
+    expected = left.min(), left.max()
+    if ends[0] <= 0 <= ends[1]:  # then a range has 0 in it
+        expected = min(expected[0], 0.0), max(expected[1], 0.0)
+    lo, hi = trimmed_ends(histogram, ends)
+    assert (lo, hi) == pytest.approx(expected, **near_bins(expected))
+
+
+@pytest.mark.parametrize("share", [0.001, 0.02])
+@pytest.mark.parametrize("kind", ["normal", "laplace", "relu", "exponential"])
+def test_a_range_without_outliers_is_about_that_of_the_others(drawn, seen, kind, share):
+    """A fiftieth at 100 times the size: of one round of 10 deviations most would be left.
+
+    Outliers are small now and then: what is left of them lies within ten deviations of the others,
+    of whom the outermost of 60,000 normal values lies at 4.4.
+    """
+    values = drawn(kind)
+    outliers = values[: int(share * values.size)]
+    others = values[outliers.size :]
+    whole = others.max() - min(others.min(), 0)
+    outliers *= np.float32(100)
+    lo, hi = trimmed_ends(*seen(values))
+    assert 0.5 * whole <= hi - lo <= 2.5 * whole
+    assert values.max() - values.min() > 20 * whole
+
+
+def test_what_is_mostly_zero_keeps_its_other_values(seen):
+    """With zeros the deviation would be a tenth of 0.03, and every one an outlier."""
+    values = np.zeros(100_000, np.float32)
+    values[::1000] = 1.0
+    assert trimmed_ends(*seen(values)) == (0.0, 1.0)
 
 
 # ---------------------------------------------------------------- mean squared error
@@ -273,6 +322,7 @@ def test_squared_error_weighs_frequent_outliers_by_their_squares(seen, share, fa
 METHODS = {
     "percentile": lambda histogram, ends, grid: percentile_ends(histogram, ends, 99.99),
     "sigma": lambda histogram, ends, grid: sigma_ends(histogram, ends, 3.0),
+    "trimmed": lambda histogram, ends, grid: trimmed_ends(histogram, ends),
     "mse": mse_ends,
     "entropy": entropy_ends,
 }
@@ -311,7 +361,7 @@ def test_ranges_of_degenerate_tensors(seen, kind, method, grid):
         assert (lo, hi) == ends
 
 
-@pytest.mark.parametrize("method", ["mse", "entropy", "percentile"])
+@pytest.mark.parametrize("method", ["mse", "entropy", "percentile", "trimmed"])
 @pytest.mark.parametrize("scale", [2.0**-100, 2.0**90])
 def test_ranges_scale_with_the_values(drawn, seen, method, scale):
     values = drawn("mixture")

@@ -50,7 +50,7 @@ def test_ranges_do_not_depend_on_the_batch_size(build, observe, runs, observer) 
     assert all(other == found[1] for other in found.values())
 
 
-@pytest.mark.parametrize("observer", ["mse", "percentile", "entropy", "sigma"])
+@pytest.mark.parametrize("observer", ["mse", "percentile", "entropy", "sigma", "trimmed"])
 def test_exact_ranges_do_not_depend_on_the_batch_size(build, observe, observer) -> None:
     x = normal(12, 128, 80)
     found = [

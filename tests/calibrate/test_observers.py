@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from onnxq.calibrate.choose import entropy_ends, mse_ends, percentile_ends, sigma_ends
+from onnxq.calibrate.choose import entropy_ends, mse_ends, percentile_ends, sigma_ends, trimmed_ends
 from onnxq.calibrate.histogram import Histogram
 from onnxq.calibrate.observers import (
     EntropyObserver,
@@ -23,6 +23,7 @@ from onnxq.calibrate.observers import (
     SigmaObserver,
     Stratum,
     Tap,
+    TrimmedObserver,
 )
 from onnxq.errors import UsageError
 from onnxq.types import Grid
@@ -35,6 +36,7 @@ OBSERVERS = {
     "entropy": EntropyObserver,
     "mse": MseObserver,
     "sigma": lambda: SigmaObserver(2),
+    "trimmed": TrimmedObserver,
     "moving-average": lambda: MovingAverageObserver(momentum=0.7, warmup=3),
 }
 MERGEABLE = pytest.mark.parametrize("kind", OBSERVERS)
@@ -158,6 +160,7 @@ def test_ranges_are_those_of_the_functions_that_choose(grid):
         "entropy": entropy_ends(histogram, ENDS, grid),
         "mse": mse_ends(histogram, ENDS, grid),
         "sigma": sigma_ends(histogram, ENDS, 2),
+        "trimmed": trimmed_ends(histogram, ENDS),
     }
     for kind, ends in expected.items():
         assert observed(kind, tap(DATA)).range(grid) == ends

@@ -12,7 +12,7 @@ from onnxq.types import Grid
 
 IDENTITY = "g (float[N,C] x) => (float[N,C] t) { t = Identity (x) }"
 GRIDS = [Grid(), Grid(symmetric=True), Grid(4), Grid(4, symmetric=True)]
-COUNTING = ["mse", "percentile", "entropy", "sigma"]
+COUNTING = ["mse", "percentile", "entropy", "sigma", "trimmed"]
 
 
 def laplace(samples: int = 200, columns: int = 100, seed: int = 0) -> np.ndarray:

@@ -12,6 +12,7 @@ from scipy.stats import entropy
 from onnxq.data import Batch
 from onnxq.graph import Model
 from onnxq.sensitivity import Evaluator
+from onnxq.types import TensorRange
 from onnxq.verify import MetricChoice
 
 
@@ -43,12 +44,83 @@ def test_losses_are_what_independent_formulas_say(build, noise, scores) -> None:
     assert loss.kl == pytest.approx(divergence, rel=1e-5)
     ratio = (expected**2).sum() / ((expected - found) ** 2).sum()
     assert loss.sqnr_db == pytest.approx(10 * math.log10(ratio), abs=1e-6)
+    ratios = (expected**2).sum(1) / ((expected - found) ** 2).sum(1)
+    assert loss.typical_db == pytest.approx(np.median(10 * np.log10(ratios)), abs=1e-6)
     labels = np.concatenate([batch.labels for batch in batches])
     assert loss.agreement == (expected.argmax(1) == found.argmax(1)).mean()
     assert loss.metric == (found.argmax(1) == labels).mean()
     assert evaluator.float_metric() == (expected.argmax(1) == labels).mean()
     assert evaluator.floating.kl == 0
     assert evaluator.floating.sqnr_db == 200
+
+
+def test_a_few_large_samples_do_not_move_what_is_typical(build, noise) -> None:
+    """Their noise is a hundredth of them, and ten times the signal of the others."""
+    model = classifier(build)
+    batches = noise(model, batches=4, samples=5)
+    for batch in batches:
+        batch.feed["x"][0] *= 1000
+    evaluator = Evaluator(model, batches)
+    made = [{"y": outputs["y"] * np.float32(0.9)} for outputs in evaluator.expected]
+    for outputs, expected in zip(made, evaluator.expected, strict=True):
+        outputs["y"][0] = expected["y"][0] * np.float32(0.99)
+    loss = evaluator.judge(made)
+    assert loss.typical_db == pytest.approx(20, abs=1e-3)  # float32 has seven digits of 0.1
+    assert loss.sqnr_db == pytest.approx(40, abs=0.01)  # the others are a millionth of the energy
+
+
+def test_silent_samples_have_no_ratio(build, noise) -> None:
+    model = classifier(build)
+    batches = noise(model, batches=1, samples=6)
+    batches[0].feed["x"][:4] = 0
+    evaluator = Evaluator(model, batches)
+    made = [{"y": outputs["y"] * np.float32(0.9)} for outputs in evaluator.expected]
+    assert evaluator.judge(made).typical_db == pytest.approx(20, abs=1e-3)
+    batches[0].feed["x"][:] = 0
+    assert Evaluator(model, batches).floating.typical_db is None
+
+
+BOX = TensorRange(-1, 1, -1, 1)
+
+
+def test_samples_inside_of_a_range_judge(build, noise) -> None:
+    model = classifier(build)
+    batches = [replace(b, labels=np.arange(4)) for b in noise(model, batches=3)]
+    for batch in batches:
+        np.clip(batch.feed["x"], -1, 1, out=batch.feed["x"])
+    batches[0].feed["x"][1, 3] = 1.5
+    batches[1].feed["x"][2:, 0] = -1.5
+    batches[2].feed["x"][3] = np.nan  # which no range holds
+    inside = Evaluator(model, batches).inside({"x": BOX})
+    rows = [[0, 2, 3], [0, 1], [0, 1, 2]]
+    for batch, part, kept in zip(batches, inside.batches, rows, strict=True):
+        assert part.count == len(kept)
+        np.testing.assert_array_equal(part.feed["x"], batch.feed["x"][kept])
+        assert part.labels.tolist() == part.numbers.tolist() == kept
+    assert inside.samples == 8
+    assert inside.floating.sqnr_db == 200
+
+
+def test_most_samples_always_judge(build, noise) -> None:
+    model = classifier(build)
+    batches = noise(model)
+    for batch in batches:
+        batch.feed["x"][2:] = 5
+    evaluator = Evaluator(model, batches)
+    assert evaluator.inside({"x": BOX}) is evaluator  # just half would be left
+    assert evaluator.inside({}) is evaluator
+
+
+def test_whole_feeds_and_sequences_judge_as_they_are(build, noise) -> None:
+    fixed = build("g (float[4,4] x) => (float[4,4] y) { [relu] y = Relu (x) }")
+    batches = noise(fixed)
+    batches[0].feed["x"][0] = 5
+    assert Evaluator(fixed, batches).inside({"x": BOX}).samples == 8
+    step = build("g (float[N,4] x, float[N,4] h) => (float[N,4] n) { [sum] n = Add (x, h) }")
+    steps = [Batch({"x": b.feed["x"]}, None, b.count, b.numbers) for b in noise(step)]
+    steps[0].feed["x"][0] = 5
+    sequence = Evaluator(step, steps, state={"n": "h"})
+    assert sequence.inside({"x": BOX}) is sequence
 
 
 def test_a_metric_of_ones_own(build, noise) -> None:

@@ -204,3 +204,21 @@ class TestComparison:
     def test_nan_of_the_float_model_is_told(self) -> None:
         comparison = self.compared(np.full(3, np.nan, np.float32), np.zeros(3, np.float32))
         assert comparison.notes() == ("the float model itself gives NaN in output 'y'",)
+
+    @pytest.mark.parametrize(("large", "told"), [(24.0, True), (16.0, False)])
+    def test_what_a_few_large_samples_hide_is_told(self, large: float, *, told: bool) -> None:
+        """One of five is a hundred times as large as the others, which are at 10 dB: it decides."""
+        expected = np.ones((5, 8), np.float32)
+        expected[0] = 100
+        found = expected * np.float32(1 - 10**-0.5)
+        found[0] = expected[0] * np.float32(1 - 10 ** (-large / 20))
+        comparison = Comparison()
+        comparison.add({"x": X}, {"y": expected}, {"y": found}, 5)
+        assert comparison.typical_db() == pytest.approx(10, abs=1e-4)  # float32
+        notes = [n for n in comparison.notes() if "half of the samples" in n]
+        assert len(notes) == told
+        assert all("are at 10.0 dB or below" in note for note in notes)
+
+    def test_a_model_that_gives_nan_is_typically_ruined(self) -> None:
+        comparison = self.compared(np.ones((3, 2), np.float32), np.full((3, 2), np.nan, np.float32))
+        assert comparison.typical_db() == comparison.facts()["y"].sqnr_db == -200

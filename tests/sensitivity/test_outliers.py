@@ -1,0 +1,125 @@
+"""Other ranges for a search: taken where layers lose less by them, and only then."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from onnxq.sensitivity.limits import Limits
+from onnxq.sensitivity.maker import key_of
+from onnxq.sensitivity.options import untimed
+from onnxq.sensitivity.outliers import with_ranges
+from onnxq.sensitivity.search import search_plan
+from onnxq.types import Precision, TensorRange
+
+INT8 = Precision.INT8
+NET = """g (float[N,8,6,6] x) => (float[N,8,6,6] y)
+  <float[8,8,3,3] w = seeded, float[8,8,3,3] v = seeded> {
+    [conv1] c = Conv <pads = [1,1,1,1]> (x, w) [relu] r = Relu (c)
+    [conv2] y = Conv <pads = [1,1,1,1]> (r, v) }"""
+
+
+def times(ranges: dict[str, TensorRange], factor: float) -> dict[str, TensorRange]:
+    """Ranges that are wider for nothing."""
+    return {
+        t: TensorRange(r.min * factor, r.max * factor, r.lo * factor, r.hi * factor)
+        for t, r in ranges.items()
+    }
+
+
+@pytest.fixture
+def wide(build, study):
+    """A study whose ranges are a hundred times too wide, and the right ones."""
+    found = study(build(NET))
+    return replace(found, ranges=times(found.ranges, 100)), found.ranges
+
+
+def test_ranges_that_keep_the_limits_are_taken(wide) -> None:
+    study_of, right = wide
+    trials = study_of.trials(Limits(min_sqnr=30))
+    other = with_ranges(trials, right, INT8)
+    assert other.maker.subject.ranges == right
+    assert [a.within for a in other.attempts.values()] == [False, True]
+    assert [a.name for a in other.attempts.values()] == ["cheapest plan", "ranges without outliers"]
+    (assignment,) = other.assignments.values()
+    assert study_of.decibels(other, assignment) >= 30  # from nothing but outputs
+    assert study_of.decibels(trials, assignment) < 15
+
+
+def test_ranges_that_only_help_are_taken(wide) -> None:
+    study_of, right = wide
+    trials = study_of.trials(Limits(min_sqnr=150))
+    other = with_ranges(trials, right, INT8)
+    assert [a.within for a in other.attempts.values()] == [False, False]
+    # what a search cannot reach ends with the best plan for these ranges
+    (assignment,) = other.assignments.values()
+    assert other.least_lossy() == assignment
+    whole = other.plan(assignment)
+    assert key_of(whole) != key_of(trials.plan(assignment))
+
+
+def test_a_plan_within_the_limits_keeps_its_ranges(build, study) -> None:
+    """And costs one evaluation, which the search does not repeat."""
+    found = study(build(NET))
+    trials = found.trials(Limits(min_sqnr=10))
+    assert with_ranges(trials, times(found.ranges, 0.9), INT8) is None
+    assert len(trials.attempts) == 1
+
+
+@pytest.mark.parametrize("factor", [0.02, 0.98], ids=["worse", "as good"])
+def test_ranges_that_do_not_help_are_not_taken(build, study, factor) -> None:
+    found = study(build(NET))
+    trials = found.trials(Limits(min_sqnr=150))
+    assert with_ranges(trials, times(found.ranges, factor), INT8) is None
+    assert len(trials.attempts) == 2  # both stay in the table of what was tried
+    assert len(trials.assignments) == 1
+
+
+def test_what_a_limit_asks_of_all_samples_must_not_get_worse(build, study, noise) -> None:
+    """Half of the noise is that of the samples which the ranges cut off."""
+    model = build(NET)
+    batches = noise(model, batches=4, samples=5)
+    for batch in batches:
+        batch.feed["x"][:] = np.clip(batch.feed["x"], -2, 2)
+    small = study(model, batches)
+    for batch in batches[:2]:
+        batch.feed["x"][:2] *= 40
+    large = study(model, batches)
+    narrow = {t: large.ranges[t] if t == "x" else r for t, r in small.ranges.items()}
+    asked = large.trials(Limits(min_sqnr=150))
+    assert with_ranges(asked, narrow, INT8) is None
+    given, trial = asked.attempts.values()
+    assert trial.loss.typical_db > given.loss.typical_db + 3
+    assert trial.loss.sqnr_db < given.loss.sqnr_db
+    # where only the typical sample counts, they are taken
+    assert with_ranges(large.trials(Limits(min_typical=150)), narrow, INT8) is not None
+
+
+def test_samples_outside_of_the_inputs_ranges_do_not_judge(build, study, noise) -> None:
+    model = build(NET)
+    batches = noise(model, batches=4, samples=5)
+    small = study(model, batches)
+    batches[1].feed["x"][3] *= 100
+    large = study(model, batches)
+    trials = large.trials(Limits(min_sqnr=30))
+    other = with_ranges(trials, small.ranges, INT8)
+    assert (trials.evaluator.samples, other.evaluator.samples) == (20, 19)
+    assert [batch.count for batch in other.evaluator.batches] == [5, 4, 5, 5]
+    assert [a.within for a in other.attempts.values()] == [False, True]
+
+
+def test_a_search_goes_on_with_them(wide) -> None:
+    """Layers go back to float for what is left of the noise, and not for their ranges."""
+    study_of, right = wide
+    fine = replace(study_of, ranges=right)
+    trials = fine.trials(Limits())
+    options = untimed(trials.maker, INT8)
+    whole, one = options.assign(0.0, {}), {"conv2": INT8}
+    middle = (fine.decibels(trials, whole) + fine.decibels(trials, one)) / 2
+    other = with_ranges(study_of.trials(Limits(min_sqnr=middle)), right, INT8)
+    found = search_plan(other, options, fine.noise)
+    assert found.within
+    assert 0 < found.plan.count(INT8) < other.maker.whole(INT8).count(INT8)
+    assert found.evaluations == len(other.attempts)
