@@ -28,7 +28,6 @@ from onnxq.plan import (
     CheckSettings,
     Choice,
     NodePlan,
-    QuantPlan,
     Recipe,
     find_recipe,
     make_plan,
@@ -221,7 +220,7 @@ def _measured(
         drafted, made, after = made_by(source, job)
         plan = f"planned anew: {anew}" if anew else "the first baseline"
     else:
-        drafted, plan = _drafted_like(source, job, before.plan)
+        drafted, plan = _drafted_like(source, job, before)
         made = source if drafted.plan.empty else apply_plan(drafted)
         after = make_receipt(drafted, made, None, job, metric_of(job))
     if before is not None and not update:
@@ -256,13 +255,15 @@ def _why_anew(job: Job, before: Receipt, *, search: bool) -> str:
 _SMALL_TYPES = (Precision.INT4_WEIGHTS, Precision.INT16)
 
 
-def _drafted_like(source: Model, job: Job, before: QuantPlan) -> tuple[Draft, str]:
+def _drafted_like(source: Model, job: Job, baseline: Receipt) -> tuple[Draft, str]:
     """A draft whose nodes have the precisions of an earlier plan, as far as they are still there.
 
-    Scales are of the new weights and ranges. Nodes that are new, or another operator than before,
-    have what the recipe wants of all.
+    Scales are of the new weights and ranges, without outliers where the plan's were so. Nodes that
+    are new, or another operator than before, have what the recipe wants of all.
     """
-    drafted = draft(source, job)
+    drafted, before = draft(source, job), baseline.plan
+    if baseline.run.leaves_out and drafted.trimmed is not None:
+        drafted = replace(drafted, ranges=drafted.trimmed, leaves_out=True)
     recipe, census = drafted.recipe, drafted.census
     known = {node.name: node for node in before.nodes}
     said = pinned(census, recipe)

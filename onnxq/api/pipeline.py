@@ -334,7 +334,7 @@ def make_receipt(
         source=_facts(source),
         output=FileFacts(str(output or ""), "", subjects.output_bytes),
         recipe=recipe,
-        run=RunFacts(job.seed, job.prepare),
+        run=RunFacts(job.seed, job.prepare, drafted.leaves_out),
         data=digests,
         plan=drafted.plan,
         ranges=drafted.ranges.tensors,

@@ -31,6 +31,7 @@ class PlanSearch:
         limits: What it may lose, in words.
         candidates: What was tried.
         front: The best plans from the cheapest to all float; empty where the cheapest one did.
+        notes: What a reader must know to judge the plan.
     """
 
     plan: QuantPlan
@@ -39,6 +40,7 @@ class PlanSearch:
     limits: str
     candidates: tuple[Candidate, ...]
     front: tuple[FrontPoint, ...]
+    notes: tuple[str, ...] = ()
 
 
 def search_plan(
@@ -122,6 +124,7 @@ def search_plan(
         str(found.limits),
         found.candidates,
         found.front,
+        found.draft.notes,
     )
 
 

@@ -148,6 +148,7 @@ def _draft(source: Model, receipt: Receipt, test_data: Data | None) -> Draft:
     return Draft(
         source, prepared, classify(view, target), Ranges(0, receipt.ranges),
         _without_idle_pairs(plan, view), recipe, None, test, _notes(receipt, test_data),
+        leaves_out=receipt.run.leaves_out,
     )  # fmt: skip
 
 

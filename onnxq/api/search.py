@@ -12,6 +12,7 @@ import msgspec
 from msgspec.structs import replace as with_fields
 
 from onnxq.api.job import Job
+from onnxq.api.outliers import leaving_outliers_out
 from onnxq.api.shelf import Shelf
 from onnxq.api.stages import Draft, draw
 from onnxq.data import Batch, Reader
@@ -24,14 +25,14 @@ from onnxq.sensitivity.journal import Journal
 from onnxq.sensitivity.limits import Limits, limits_of
 from onnxq.sensitivity.maker import Maker, key_of
 from onnxq.sensitivity.options import untimed
-from onnxq.sensitivity.outliers import with_ranges
 from onnxq.sensitivity.plans import Subject
-from onnxq.sensitivity.search import Found, NoiseOf, Trials, search_plan
+from onnxq.sensitivity.race import Time
+from onnxq.sensitivity.search import Attempt, Found, NoiseOf, Trials, search_plan
 from onnxq.sensitivity.storage import stored
 from onnxq.sensitivity.untold import fastest_of
 from onnxq.sensitivity.values import FrontPoint
 from onnxq.targets import get_target
-from onnxq.types import Feed, Precision, TensorRange
+from onnxq.types import Feed, Precision
 from onnxq.verify import Candidate, Gate, Measured, MetricChoice, Receipt, check_gates
 
 # Evaluation samples: as many as the float model runs in these seconds, between the two numbers.
@@ -55,13 +56,6 @@ _NEARER = (
     "a plan kept {limits} on the samples of the search, and missed a limit on those of the proof: "
     "so plans are judged by {nearer} here"
 )
-_TRIMMED = (
-    "a few values lie far outside of all others ('{tensor}' is {times:.0f} times as wide by them): "
-    "the ranges of {count} leave them out, since layers lose less so"
-)
-_LEFT_OUT = "; {count} that the inputs' ranges do not hold judge no plan (samples {some})"
-# Samples that such a note names at most.
-_NAMED = 5
 # What a search may choose where the recipe leaves it open.
 _AUTO = (Precision.INT8, Precision.INT8_DYNAMIC)
 
@@ -78,6 +72,8 @@ class Searched:
         trials: The samples that it was judged by, and what was measured.
         front: The best plans from the cheapest to all float; empty where the first one did.
         nearer: Whether it was told to lose less than the limits, since a proof had failed.
+        observed: The draft with the ranges that were observed, and its trials, where this one's
+            leave outliers out.
     """
 
     draft: Draft
@@ -87,6 +83,7 @@ class Searched:
     trials: Trials
     front: tuple[FrontPoint, ...] = ()
     nearer: bool = False
+    observed: tuple[Draft, Trials] | None = None
 
 
 def objective_of(recipe: Recipe) -> str:
@@ -156,15 +153,25 @@ def searched_nearer(found: Searched, job: Job, proof: Receipt) -> Searched:
     the noise is to fall too. At first it falls by half of what the miss says, since the plan is
     wanted that just keeps the limits; a plan that misses again is to make good for all of it.
 
+    Where its ranges leave outliers out, these were no accidents, but what the other samples are
+    like: then the search goes on with the ranges that were observed.
+
     Raises:
         OnnxqError: See ``onnxq.errors`` for the tree.
     """
+    if found.observed is not None:
+        drafted, trials = found.observed
+        return replace(_search(drafted, job, trials, found.limits), nearer=found.nearer)
     db = _missed_db(proof) / 2
     db = min(2 * db + _LAST_DB, 2 * _MOST_DB) if found.nearer else min(db, _MOST_DB)
     limits = found.trials.limits.tightened(10 ** (-db / 20))
-    known = found.trials.attempts[key_of(found.draft.plan)].loss.typical_db
-    if known is not None:
-        limits = with_fields(limits, min_typical=known + db)
+    loss = found.trials.attempts[key_of(found.draft.plan)].loss
+    exact = loss.typical_db == found.trials.evaluator.floating.typical_db
+    if loss.typical_db is not None and not exact:
+        limits = with_fields(limits, min_typical=loss.typical_db + db)
+    elif loss.sqnr_db is not None:  # half of the samples are as in float: the others decide
+        wanted = loss.sqnr_db + db
+        limits = with_fields(limits, min_sqnr=max(wanted, limits.min_sqnr or wanted))
     trials = replace(found.trials, limits=limits, attempts={}, assignments={})
     return replace(_search(found.draft, job, trials, found.limits), nearer=True)
 
@@ -193,7 +200,20 @@ def _missed_db(proof: Receipt) -> float:
 
 
 def _search(drafted: Draft, job: Job, trials: Trials, limits: Limits) -> Searched:
-    drafted, trials = _without_outliers(drafted, trials)
+    """Search, at first with ranges that leave outliers out where layers lose less so."""
+    other = leaving_outliers_out(drafted, trials)
+    if other is None:
+        return _searched(drafted, trials, limits, job)
+    observed = replace(drafted, trimmed=None), replace(trials, attempts={}, assignments={})
+    found = _searched(*other, limits, job)
+    if found.within:
+        before = _listed(trials.attempts.values())
+        return replace(found, candidates=before + found.candidates, observed=observed)
+    plain = _searched(*observed, limits, job)
+    return replace(plain, candidates=_listed(found.trials.attempts.values()) + plain.candidates)
+
+
+def _searched(drafted: Draft, trials: Trials, limits: Limits, job: Job) -> Searched:
     noise_of = _Noise(drafted, trials.evaluator, trials, job).of
     feed = _complete_feed(drafted, trials.evaluator.batches[0])
     found, fastest = _find(trials, feed, noise_of, job.recipe, drafted)
@@ -205,34 +225,6 @@ def _search(drafted: Draft, job: Job, trials: Trials, limits: Limits) -> Searche
         trials,
         found.front,
     )
-
-
-def _without_outliers(drafted: Draft, trials: Trials) -> tuple[Draft, Trials]:
-    """Both with ranges that hold no outliers, where all layers together lose less by them."""
-    if drafted.trimmed is None or not drafted.recipe.usual.static:
-        return drafted, trials
-    ranges = drafted.trimmed
-    other = with_ranges(trials, ranges.tensors, drafted.recipe.usual)
-    if other is None:
-        return drafted, trials
-    note = _trimmed_note(drafted.ranges.tensors, ranges.tensors)
-    left_out = sorted(_numbers(trials.evaluator) - _numbers(other.evaluator))
-    if left_out:
-        some = ", ".join(map(str, left_out[:_NAMED])) + (", ..." if left_out[_NAMED:] else "")
-        note += _LEFT_OUT.format(count=len(left_out), some=some)
-    return replace(drafted, ranges=ranges, trimmed=None, notes=(*drafted.notes, note)), other
-
-
-def _trimmed_note(given: Mapping[str, TensorRange], ranges: Mapping[str, TensorRange]) -> str:
-    times = {t: (given[t].hi - given[t].lo) / (ranges[t].hi - ranges[t].lo) for t in ranges}
-    wider = [tensor for tensor in ranges if given[tensor] != ranges[tensor]]
-    most = max(wider, key=lambda tensor: times[tensor])
-    count = f"{len(wider)} tensor{'s' if len(wider) > 1 else ''}"
-    return _TRIMMED.format(count=count, tensor=most, times=times[most])
-
-
-def _numbers(evaluator: Evaluator) -> set[int]:
-    return {int(number) for batch in evaluator.batches for number in batch.numbers}
 
 
 def _find(
@@ -391,9 +383,16 @@ class _Noise:
 
 
 def _candidates(found: Found, fastest: Fastest | None) -> tuple[Candidate, ...]:
-    listed, chosen = [], key_of(found.plan)
-    for attempt in found.attempts:
-        timed = fastest.times.get(attempt.key) if fastest is not None else None
+    times = fastest.times if fastest is not None else {}
+    return _listed(found.attempts, times, key_of(found.plan))
+
+
+def _listed(
+    attempts: Collection[Attempt], times: Mapping[str, Time] | None = None, chosen: str = ""
+) -> tuple[Candidate, ...]:
+    listed = []
+    for attempt in attempts:
+        timed = (times or {}).get(attempt.key)
         loss = attempt.loss
         listed.append(
             Candidate(

@@ -83,6 +83,7 @@ class Draft:
         judging: Samples that a search may judge plans by, apart from the test samples; if any.
         trimmed: The ranges without outliers, where these hold most of one; None where they do not,
             or values were not counted.
+        leaves_out: Whether ``ranges`` are those without outliers.
     """
 
     source: Model
@@ -96,6 +97,7 @@ class Draft:
     notes: tuple[str, ...]
     judging: Reader | None = None
     trimmed: Ranges | None = None
+    leaves_out: bool = False
 
 
 def draft(model: str | Path | Model, job: Job) -> Draft:
@@ -398,11 +400,12 @@ def _without_outliers(start: Start, observed: Calibration, ranges: Ranges) -> Ra
     """The ranges, without outliers where these hold most of one."""
     if not observed.counted:
         return None
-    target = get_target(start.recipe.target or default_target())
-    trimmed = _read(start, _read_by(observed, _TRIMMED, start.recipe), target).tensors
-    less = {
-        t: r for t, r in trimmed.items() if _width(r) < _OF_OUTLIERS * _width(ranges.tensors[t])
-    }
+    target, less = get_target(start.recipe.target or default_target()), {}
+    for tensor, wide in ranges.tensors.items():  # one by one: a copy of every histogram is large
+        one = replace(observed, tensors={tensor: observed.tensors[tensor]})
+        narrow = _read(start, _read_by(one, _TRIMMED, start.recipe), target).tensors[tensor]
+        if _width(narrow) < _OF_OUTLIERS * _width(wide):
+            less[tensor] = narrow
     return Ranges(ranges.samples, ranges.tensors | less) if less else None
 
 

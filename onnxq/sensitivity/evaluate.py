@@ -18,6 +18,8 @@ from onnxq.types import Array, TensorRange
 from onnxq.verify import Comparison, Judging, MetricChoice, scores_outputs
 
 Outputs = dict[str, Array]
+# The most samples that may be left out, as a share.
+_FEW = 0.1
 
 
 class Evaluator:
@@ -79,15 +81,18 @@ class Evaluator:
     def inside(self, ranges: Mapping[str, TensorRange]) -> Evaluator:
         """An evaluator of the samples that lie inside of ranges of inputs.
 
-        It has all of them where they are the steps of a sequence, where their batches cannot be
-        divided, and where no more than half would be left.
+        It has all of them where they are the steps of a sequence, and where those outside are more
+        than a few. A batch that cannot be divided stays whole if any of its samples lies inside.
         """
-        if self._model is None or self.stateful or not ranges:
+        assert self._model is not None
+        if self.stateful or not ranges:
             return self
         view = self._model.view()
-        chosen = [rows_of(view, batch, _rows_inside(batch, ranges)) for batch in self.batches]
-        found = self._of(self._model, [batch for batch in chosen if batch.count])
-        return found if 2 * found.samples > self.samples else self
+        inside = ((batch, _rows_inside(batch, ranges)) for batch in self.batches)
+        found = self._of(
+            self._model, [rows_of(view, batch, rows) for batch, rows in inside if rows]
+        )
+        return found if found.samples >= (1 - _FEW) * self.samples else self
 
     def _of(self, model: Model, batches: Sequence[Batch]) -> Evaluator:
         return Evaluator(

@@ -1,11 +1,10 @@
-"""``with_ranges``: other ranges for all plans of a search, where layers lose less by them."""
+"""Other ranges for all plans of a search, where layers lose less by them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 
-from onnxq.sensitivity.limits import Limits
 from onnxq.sensitivity.options import untimed
 from onnxq.sensitivity.search import Attempt, Trials
 from onnxq.types import Precision, TensorRange
@@ -21,8 +20,8 @@ def with_ranges(
 
     A range that is wide for the sake of a few values rounds all others coarsely. A search that has
     no other means would then leave layer after layer in float, for what is no fault of theirs.
-    Samples that such ranges of the inputs do not hold judge no plan any more: of the few that are
-    outliers themselves any plan loses the answer.
+    Samples that the other ranges of the inputs do not hold judge no plan, if they are few: of what
+    is an outlier itself any plan loses the answer.
 
     Args:
         trials: The trials with the ranges that were observed.
@@ -31,7 +30,6 @@ def with_ranges(
 
     Returns:
         None where the plan is within the limits as it is, or gains nothing by the other ranges.
-        Both keep what was tried.
 
     Raises:
         RuntimeFailure: A model fails on the samples.
@@ -45,17 +43,14 @@ def with_ranges(
     inputs = [spec.name for spec in subject.view.inputs if spec.name in ranges]
     narrower = {name: ranges[name] for name in inputs if ranges[name] != subject.ranges[name]}
     evaluator = trials.evaluator.inside(narrower)
-    other = replace(trials, maker=maker, evaluator=evaluator, assignments={})
+    limits = trials.limits.in_answers(evaluator.samples)
+    other = replace(
+        trials, maker=maker, evaluator=evaluator, limits=limits, attempts={}, assignments={}
+    )
     trial = other.attempt("ranges without outliers", everything)
-    return other if _is_better(trial, given, trials.limits) else None
+    return other if trial.within or _gain(trial, given) >= _LESS_DB else None
 
 
-def _is_better(trial: Attempt, given: Attempt, limits: Limits) -> bool:
-    gains = [_gain(trial.loss.typical_db, given.loss.typical_db)]
-    if limits.min_sqnr is not None:  # then all samples together count, too
-        gains.append(_gain(trial.loss.sqnr_db, given.loss.sqnr_db))
-    return trial.within or min(gains) >= _LESS_DB
-
-
-def _gain(mine: float | None, theirs: float | None) -> float:
+def _gain(trial: Attempt, given: Attempt) -> float:
+    mine, theirs = trial.loss.typical_db, given.loss.typical_db
     return 0.0 if mine is None or theirs is None else mine - theirs

@@ -80,8 +80,8 @@ class Trials:
         limits: What they may lose.
         journal: Remembers losses beyond this run.
         progress: Called with (``search``, plans tried, 0).
-        attempts: What was tried, by the keys of plans; also with other ranges.
-        assignments: The assignments of the plans that were tried with these ranges.
+        attempts: What was tried, by the keys of plans.
+        assignments: The assignments of these plans.
     """
 
     maker: Maker
@@ -104,20 +104,20 @@ class Trials:
         """Judge a plan; one that makes the same model as an earlier one is not run again."""
         plan = self.plan(assignment)
         key = key_of(plan)
-        self.assignments.setdefault(key, assignment)
         if key not in self.attempts:
             loss = self._loss(key, plan)
             kept = self.limits.kept(loss, self.evaluator.floating.metric)
             within = kept and not plan.empty  # the float model itself is no answer
             counts = {p.value: plan.count(p) for p in Precision if plan.count(p)}
             self.attempts[key] = Attempt(name, counts, loss, within, cost, key)
+            self.assignments[key] = assignment
             if self.progress is not None:
                 self.progress("search", len(self.attempts), 0)
         return self.attempts[key]
 
     def least_lossy(self) -> Assignment:
         """Of what was tried and quantizes anything, what comes nearest to the float model."""
-        tried = [key for key in self.assignments if set(self.attempts[key].nodes) != {"float"}]
+        tried = [key for key, attempt in self.attempts.items() if set(attempt.nodes) != {"float"}]
         if not tried:
             return {}
         return self.assignments[max(tried, key=lambda key: _nearness(self.attempts[key].loss))]

@@ -42,7 +42,7 @@ def _numbers() -> array[float]:
 class _Output:
     """What is remembered of one output: sums, and four numbers per unit.
 
-    A unit is a sample where the output has a row for each, and a batch elsewhere.
+    A unit is a sample where the output has a row for each (``by_sample``), and a batch elsewhere.
     """
 
     errors: ErrorSums = field(default_factory=ErrorSums)
@@ -55,6 +55,7 @@ class _Output:
     floating: bool = True
     reshaped: bool = False
     source_nan: bool = False
+    by_sample: bool = True
 
     def add(self, expected: Array, found: Array, *, scores: bool, count: int) -> None:
         self.floating = bool(np.issubdtype(expected.dtype, np.floating))
@@ -67,6 +68,7 @@ class _Output:
             return
         self.source_nan |= bool(np.isnan(expected).any())
         units = count if expected.shape[:1] == (count,) else 1
+        self.by_sample &= units == count
         for unit, other in zip(expected.reshape(units, -1), found.reshape(units, -1), strict=True):
             sums = ErrorSums()
             sums.add(unit, other)
@@ -106,9 +108,9 @@ class _Output:
         heard = (signal > 0) | np.isinf(noise)  # what is silent has no ratio, what is NaN the worst
         if self.reshaped or not heard.any():
             return None
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):  # both may be 0, or infinite
             ratios = 10 * np.log10(signal[heard] / noise[heard])
-        return finite_db(float(np.median(ratios)))
+        return float(np.median([finite_db(ratio) for ratio in ratios]))
 
     def _agreeing(self) -> str:
         """Which samples agree, where each has one row of scores."""
@@ -175,9 +177,11 @@ class Comparison:
             if output.source_nan:
                 told.append(f"the float model itself gives NaN in output '{name}'")
             whole, typical = output.facts(None).sqnr_db, output.typical_db()
-            if whole is not None and typical is not None and whole >= typical + _HIDDEN_DB:
+            if not output.by_sample or whole is None or typical is None:
+                continue
+            if whole >= typical + _HIDDEN_DB:
                 told.append(
-                    f"output '{name}': half of the samples are at {typical:.1f} dB or below; a few "
-                    f"with much larger values make it {whole:.1f} dB"
+                    f"output '{name}': the sample in the middle is at {typical:.1f} dB; those with "
+                    f"the largest values make it {whole:.1f} dB"
                 )
         return tuple(told)

@@ -230,10 +230,17 @@ class Gate(msgspec.Struct, frozen=True):
 
 
 class RunFacts(msgspec.Struct, frozen=True):
-    """What a run depends on beside model, data and recipe."""
+    """What a run depends on beside model, data and recipe.
+
+    Attributes:
+        seed: What draws samples.
+        prepare: Whether the model was prepared first.
+        leaves_out: Whether ranges leave outliers out, by a finding of the search.
+    """
 
     seed: Annotated[int, msgspec.Meta(ge=0)]
     prepare: bool
+    leaves_out: bool = False
 
 
 class Training(msgspec.Struct, frozen=True):

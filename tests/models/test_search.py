@@ -84,7 +84,8 @@ class Watched:
     @property
     def evaluations(self) -> int:
         """Models that were run on the evaluation samples in all these searches."""
-        return len({key for one in self.found for key in one.trials.attempts})
+        trials = [*self.given, *(one.trials for one in self.found)]
+        return len({key for one in trials for key in one.attempts})
 
 
 @pytest.fixture

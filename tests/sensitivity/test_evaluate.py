@@ -85,37 +85,52 @@ BOX = TensorRange(-1, 1, -1, 1)
 
 def test_samples_inside_of_a_range_judge(build, noise) -> None:
     model = classifier(build)
-    batches = [replace(b, labels=np.arange(4)) for b in noise(model, batches=3)]
+    batches = [replace(b, labels=np.arange(b.count)) for b in noise(model, batches=3, samples=16)]
     for batch in batches:
         np.clip(batch.feed["x"], -1, 1, out=batch.feed["x"])
     batches[0].feed["x"][1, 3] = 1.5
-    batches[1].feed["x"][2:, 0] = -1.5
-    batches[2].feed["x"][3] = np.nan  # which no range holds
+    batches[1].feed["x"][14:, 0] = -1.5
+    batches[2].feed["x"][15] = np.nan  # which no range holds
     inside = Evaluator(model, batches).inside({"x": BOX})
-    rows = [[0, 2, 3], [0, 1], [0, 1, 2]]
+    rows = [[0, *range(2, 16)], [*range(14)], [*range(15)]]
     for batch, part, kept in zip(batches, inside.batches, rows, strict=True):
         assert part.count == len(kept)
         np.testing.assert_array_equal(part.feed["x"], batch.feed["x"][kept])
         assert part.labels.tolist() == part.numbers.tolist() == kept
-    assert inside.samples == 8
+    assert inside.samples == 44
     assert inside.floating.sqnr_db == 200
 
 
-def test_most_samples_always_judge(build, noise) -> None:
+@pytest.mark.parametrize(("outside", "left"), [(1, 19), (2, 18), (3, 20)])
+def test_no_more_than_a_few_samples_are_left_out(build, noise, outside, left) -> None:
+    """What is a tenth of the samples and more are no accidents."""
     model = classifier(build)
-    batches = noise(model)
+    batches = noise(model, batches=4, samples=5)
     for batch in batches:
-        batch.feed["x"][2:] = 5
+        np.clip(batch.feed["x"], -1, 1, out=batch.feed["x"])
+    for batch in batches[:outside]:
+        batch.feed["x"][4] = 5
     evaluator = Evaluator(model, batches)
-    assert evaluator.inside({"x": BOX}) is evaluator  # just half would be left
+    assert evaluator.inside({"x": BOX}).samples == left
     assert evaluator.inside({}) is evaluator
+
+
+def test_batches_of_one_that_the_model_fixes_are_left_out(build, noise) -> None:
+    model = build("g (float[1,4] x) => (float[1,4] y) { [relu] y = Relu (x) }")
+    batches = [replace(b, count=1, numbers=np.array([i])) for i, b in enumerate(noise(model, 12))]
+    for batch in batches:
+        np.clip(batch.feed["x"], -1, 1, out=batch.feed["x"])
+    batches[7].feed["x"][0, 2] = 5
+    inside = Evaluator(model, batches).inside({"x": BOX})
+    assert [int(batch.numbers[0]) for batch in inside.batches] == [*range(7), *range(8, 12)]
 
 
 def test_whole_feeds_and_sequences_judge_as_they_are(build, noise) -> None:
     fixed = build("g (float[4,4] x) => (float[4,4] y) { [relu] y = Relu (x) }")
     batches = noise(fixed)
     batches[0].feed["x"][0] = 5
-    assert Evaluator(fixed, batches).inside({"x": BOX}).samples == 8
+    batches[0].feed["x"][1:] = 0  # a part of the batch is inside
+    assert Evaluator(fixed, batches[:1]).inside({"x": BOX}).samples == 4
     step = build("g (float[N,4] x, float[N,4] h) => (float[N,4] n) { [sum] n = Add (x, h) }")
     steps = [Batch({"x": b.feed["x"]}, None, b.count, b.numbers) for b in noise(step)]
     steps[0].feed["x"][0] = 5

@@ -215,10 +215,29 @@ class TestComparison:
         comparison = Comparison()
         comparison.add({"x": X}, {"y": expected}, {"y": found}, 5)
         assert comparison.typical_db() == pytest.approx(10, abs=1e-4)  # float32
-        notes = [n for n in comparison.notes() if "half of the samples" in n]
+        notes = [n for n in comparison.notes() if "the sample in the middle" in n]
         assert len(notes) == told
-        assert all("are at 10.0 dB or below" in note for note in notes)
+        assert all("is at 10.0 dB" in note for note in notes)
 
     def test_a_model_that_gives_nan_is_typically_ruined(self) -> None:
         comparison = self.compared(np.ones((3, 2), np.float32), np.full((3, 2), np.nan, np.float32))
         assert comparison.typical_db() == comparison.facts()["y"].sqnr_db == -200
+
+    def test_exact_and_ruined_samples_have_a_middle(self) -> None:
+        """Without a warning, which would be an error here."""
+        expected = np.ones((2, 4))
+        found = np.array([[1.0] * 4, [np.nan] * 4])
+        comparison = Comparison()
+        comparison.add({"x": X}, {"y": expected}, {"y": found}, 2)
+        assert comparison.typical_db() == 0  # between 200 dB and -200 dB
+        huge = np.full((3, 2), 1e160)  # whose square is infinite
+        assert self.compared(huge, huge / 2).typical_db() is not None
+
+    def test_batches_are_no_samples(self) -> None:
+        """An output without a row for each sample has no sample in the middle to tell of."""
+        comparison = Comparison()
+        for size in (1000.0, 1.0, 1.0):
+            value = np.full(8, size, np.float32)
+            noise = np.float32(0.9999 if size > 1 else 0.5)
+            comparison.add({"x": X}, {"y": value}, {"y": value * noise}, 3)
+        assert comparison.notes() == ()
