@@ -71,7 +71,6 @@ class Searched:
         within: Whether it does, and as much less as it was told to.
         trials: The samples that it was judged by, and what was measured.
         front: The best plans from the cheapest to all float; empty where the first one did.
-        nearer: Whether it was told to lose less than the limits, since a proof had failed.
         observed: The draft with the ranges that were observed, and its trials, where this one's
             leave outliers out.
     """
@@ -82,8 +81,12 @@ class Searched:
     within: bool
     trials: Trials
     front: tuple[FrontPoint, ...] = ()
-    nearer: bool = False
     observed: tuple[Draft, Trials] | None = None
+
+    @property
+    def nearer(self) -> bool:
+        """Whether it was told to lose less than the limits, since a proof had failed."""
+        return self.trials.limits.nearer
 
 
 def objective_of(recipe: Recipe) -> str:
@@ -153,16 +156,17 @@ def searched_nearer(found: Searched, job: Job, proof: Receipt) -> Searched:
     the noise is to fall too. At first it falls by half of what the miss says, since the plan is
     wanted that just keeps the limits; a plan that misses again is to make good for all of it.
 
-    Where its ranges leave outliers out, these were no accidents, but what the other samples are
-    like: then the search goes on with the ranges that were observed.
+    Where its ranges leave outliers out, and much more is lost, or again, these were no accidents,
+    but what other samples are like: then the search goes on with the ranges that were observed.
 
     Raises:
         OnnxqError: See ``onnxq.errors`` for the tree.
     """
-    if found.observed is not None:
+    missed = _missed_db(proof)
+    if found.observed is not None and (found.nearer or missed > _MOST_DB):
         drafted, trials = found.observed
-        return replace(_search(drafted, job, trials, found.limits), nearer=found.nearer)
-    db = _missed_db(proof) / 2
+        return _search(drafted, job, trials, found.limits)
+    db = missed / 2
     db = min(2 * db + _LAST_DB, 2 * _MOST_DB) if found.nearer else min(db, _MOST_DB)
     limits = found.trials.limits.tightened(10 ** (-db / 20))
     loss = found.trials.attempts[key_of(found.draft.plan)].loss
@@ -173,7 +177,8 @@ def searched_nearer(found: Searched, job: Job, proof: Receipt) -> Searched:
         wanted = loss.sqnr_db + db
         limits = with_fields(limits, min_sqnr=max(wanted, limits.min_sqnr or wanted))
     trials = replace(found.trials, limits=limits, attempts={}, assignments={})
-    return replace(_search(found.draft, job, trials, found.limits), nearer=True)
+    again = _search(found.draft, job, trials, found.limits)
+    return replace(again, observed=again.observed or found.observed)
 
 
 def _missed_db(proof: Receipt) -> float:

@@ -31,6 +31,7 @@ class Limits(msgspec.Struct, frozen=True):
         usual: Whether these are what is asked of everybody, and no budget of the user's.
         whole: Whether ``min_agreement`` is read in whole answers: it is no budget of the user's.
         min_typical: In dB, of the sample in the middle: what a search asks after a failed proof.
+        nearer: Whether they leave less to lose than was asked for.
     """
 
     max_drop: float | None = None
@@ -39,6 +40,7 @@ class Limits(msgspec.Struct, frozen=True):
     usual: bool = False
     whole: bool = False
     min_typical: float | None = None
+    nearer: bool = False
 
     def kept(self, loss: Loss, float_metric: float | None) -> bool:
         """Whether a loss is within the limits; what could not be measured is not."""
@@ -69,7 +71,7 @@ class Limits(msgspec.Struct, frozen=True):
         db = None if self.min_sqnr is None else self.min_sqnr + _decibels(share)
         agreement = None if self.min_agreement is None else 1 - (1 - self.min_agreement) * share
         drop = None if self.max_drop is None else self.max_drop * share
-        return with_fields(self, max_drop=drop, min_sqnr=db, min_agreement=agreement)
+        return with_fields(self, max_drop=drop, min_sqnr=db, min_agreement=agreement, nearer=True)
 
     def __str__(self) -> str:
         said = []

@@ -6,12 +6,15 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
 import onnxq
-from onnxq.api.search import _missed_db
-from onnxq.plan import Budgets, VerifySettings, load_recipe
+from onnxq.api.pipeline import metric_of
+from onnxq.api.search import _missed_db, searched, searched_nearer
+from onnxq.api.stages import draft
+from onnxq.plan import Budgets, CalibrationSettings, Recipe, VerifySettings, load_recipe
 from onnxq.verify import Gate
 
 ROOT = Path(__file__).parents[2]
@@ -59,3 +62,33 @@ def test_who_was_searched_for_again_is_told_by_what(drop: float, *, again: bool)
     told = [note for note in found.measured.notes if "missed a limit on those of the proof" in note]
     assert len(told) == again
     assert all("so plans are judged by" in note for note in told)
+
+
+def missed(db: float) -> SimpleNamespace:
+    """A proof that misses 30 dB by so much."""
+    return SimpleNamespace(gates=(Gate("min_sqnr", 30.0, 30.0 - db, False),))
+
+
+def test_ranges_without_outliers_may_miss_once_and_by_little() -> None:
+    """Then what was left out was no accident, and ranges are those that were observed."""
+    model = ROOT / "models" / "digits_cnn.onnx"
+    with np.load(ROOT / "models" / "digits_calibration.npz") as arrays:
+        images = arrays["image"].copy()
+    images[::50] *= 100
+    recipe = Recipe(
+        precision="int8", budgets=Budgets(min_sqnr=30.0), verify=VerifySettings(seconds=0),
+        calibration=CalibrationSettings(method="minmax"), target="cpu-x86-avx2",
+    )  # fmt: skip
+    job = onnxq.Job(recipe, data=images, test_data=ROOT / "models" / "digits_test.npz")
+    found = searched(draft(model, job), job, metric_of(job))
+    assert (found.draft.leaves_out, found.nearer, found.within) == (True, False, True)
+    far = searched_nearer(found, job, missed(4))
+    assert (far.draft.leaves_out, far.nearer) == (False, False)
+    near = searched_nearer(found, job, missed(2))
+    assert (near.draft.leaves_out, near.nearer) == (True, True)
+    assert near.trials.limits.min_sqnr > 30
+    again = searched_nearer(near, job, missed(2))
+    assert (again.draft.leaves_out, again.nearer) == (False, False)
+    assert again.draft.ranges == far.draft.ranges
+    assert again.draft.ranges.tensors["image"].hi == 100
+    assert again.draft.plan == far.draft.plan
