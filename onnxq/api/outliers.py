@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from onnxq.api.stages import Draft
 from onnxq.sensitivity import Evaluator
+from onnxq.sensitivity.limits import Limits
 from onnxq.sensitivity.outliers import with_ranges
 from onnxq.sensitivity.search import Trials
 from onnxq.types import TensorRange
@@ -20,7 +21,9 @@ _LEFT_OUT = "; of the samples that judge plans {count} do not fit and do not cou
 _NAMED = 5
 
 
-def leaving_outliers_out(drafted: Draft, trials: Trials) -> tuple[Draft, Trials] | None:
+def leaving_outliers_out(
+    drafted: Draft, trials: Trials, limits: Limits
+) -> tuple[Draft, Trials] | None:
     """Both with ranges without outliers; None where there are none, or nothing is gained.
 
     A note of the draft tells which ranges are narrower, and which samples judge no plan.
@@ -28,6 +31,7 @@ def leaving_outliers_out(drafted: Draft, trials: Trials) -> tuple[Draft, Trials]
     Args:
         drafted: The draft with the ranges that were observed.
         trials: Its trials, before anything was tried.
+        limits: What may be lost, of any number of samples.
 
     Raises:
         RuntimeFailure: A model fails on the samples.
@@ -35,7 +39,7 @@ def leaving_outliers_out(drafted: Draft, trials: Trials) -> tuple[Draft, Trials]
     if drafted.trimmed is None or not drafted.recipe.usual.static:
         return None
     ranges = drafted.trimmed
-    other = with_ranges(trials, ranges.tensors, drafted.recipe.usual)
+    other = with_ranges(trials, ranges.tensors, drafted.recipe.usual, limits)
     if other is None:
         return None
     note = _trimmed_note(drafted.ranges.tensors, ranges.tensors)

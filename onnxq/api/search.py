@@ -178,6 +178,9 @@ def searched_nearer(found: Searched, job: Job, proof: Receipt) -> Searched:
         limits = with_fields(limits, min_sqnr=max(wanted, limits.min_sqnr or wanted))
     trials = replace(found.trials, limits=limits, attempts={}, assignments={})
     again = _search(found.draft, job, trials, found.limits)
+    if found.observed is not None and not again.within:
+        drafted, trials = found.observed
+        return _search(drafted, job, trials, found.limits)
     return replace(again, observed=again.observed or found.observed)
 
 
@@ -206,7 +209,7 @@ def _missed_db(proof: Receipt) -> float:
 
 def _search(drafted: Draft, job: Job, trials: Trials, limits: Limits) -> Searched:
     """Search, at first with ranges that leave outliers out where layers lose less so."""
-    other = leaving_outliers_out(drafted, trials)
+    other = leaving_outliers_out(drafted, trials, limits)
     if other is None:
         return _searched(drafted, trials, limits, job)
     observed = replace(drafted, trimmed=None), replace(trials, attempts={}, assignments={})
@@ -215,7 +218,8 @@ def _search(drafted: Draft, job: Job, trials: Trials, limits: Limits) -> Searche
         before = _listed(trials.attempts.values())
         return replace(found, candidates=before + found.candidates, observed=observed)
     plain = _searched(*observed, limits, job)
-    return replace(plain, candidates=_listed(found.trials.attempts.values()) + plain.candidates)
+    before = tuple(with_fields(candidate, chosen=False) for candidate in found.candidates)
+    return replace(plain, candidates=before + plain.candidates)
 
 
 def _searched(drafted: Draft, trials: Trials, limits: Limits, job: Job) -> Searched:

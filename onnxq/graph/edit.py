@@ -45,7 +45,7 @@ class Editor:
         known = self._values.get(name)
         if known is not None:
             data = known.const_value
-            if data is None or not np.array_equal(data.numpy(), array, equal_nan=True):
+            if data is None or not _same(data.numpy(), array):
                 raise SelfCheckError(f"tensor '{name}' exists already, and is not what is added")
         else:
             value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
@@ -328,3 +328,7 @@ def _redirect_inside(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
     for position, value in enumerate(graph.outputs):
         if value is old:
             graph.outputs[position] = new
+
+
+def _same(one: Array, other: Array) -> bool:
+    return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=True)

@@ -81,7 +81,7 @@ def _inline(graph: ir.Graph, node: ir.Node) -> None:
         for key, default in (("axis", 1), ("block_size", 0))
     )
     tensors = [v.const_value if v is not None else None for v in (*node.inputs, None)[:3]]
-    name, stored = f"{out.name}_value", tensors[0]
+    name, stored = out.name or "", tensors[0]  # of which nothing is left
     assert stored is not None
 
     def made() -> ir.TensorProtocol:

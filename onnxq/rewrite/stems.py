@@ -321,7 +321,8 @@ class _Writer:
         if values.dtype.name in set(QType):
             same = zero_point_name(QType(values.dtype.name), values[0], tiled.size)
             known = self._view.constant(same)
-            name = same if known is not None and np.array_equal(known, tiled) else name
+            if known is not None and known.dtype == tiled.dtype and np.array_equal(known, tiled):
+                name = same
         return self._editor.add_constant(name, tiled)
 
     def _store(self, stem: _Stem, weights: Array) -> None:

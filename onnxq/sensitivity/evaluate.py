@@ -18,8 +18,9 @@ from onnxq.types import Array, TensorRange
 from onnxq.verify import Comparison, Judging, MetricChoice, scores_outputs
 
 Outputs = dict[str, Array]
-# The most samples that may be left out, as a share.
-_FEW = 0.1
+# The most samples that may be left out, as a share; and how far beyond a range a value is no
+# outlier yet, as a share of its width.
+_FEW, _BEYOND = 0.1, 0.1
 
 
 class Evaluator:
@@ -197,11 +198,13 @@ def _by_row(batch: Batch) -> bool:
 
 
 def _rows_inside(batch: Batch, ranges: Mapping[str, TensorRange]) -> list[int]:
-    """The samples of a batch with no value outside of the ranges of inputs."""
+    """The samples of a batch with no value far outside of the ranges of inputs."""
     inside = np.ones(batch.count, bool)
     for name in ranges if _by_row(batch) else ():
         values: NDArray[Any] = batch.feed[name].reshape(batch.count, -1)
-        inside &= ((values >= ranges[name].lo) & (values <= ranges[name].hi)).all(1)
+        lo, hi = ranges[name].lo, ranges[name].hi
+        beyond = _BEYOND * (hi - lo)
+        inside &= ((values >= lo - beyond) & (values <= hi + beyond)).all(1)
     return np.flatnonzero(inside).tolist()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from onnxq.sensitivity.limits import Limits
 from onnxq.sensitivity.options import untimed
 from onnxq.sensitivity.search import Attempt, Trials
 from onnxq.types import Precision, TensorRange
@@ -14,7 +15,7 @@ _LESS_DB = 3.0
 
 
 def with_ranges(
-    trials: Trials, ranges: Mapping[str, TensorRange], precision: Precision
+    trials: Trials, ranges: Mapping[str, TensorRange], precision: Precision, limits: Limits
 ) -> Trials | None:
     """Trials with other ranges, where a plan of one precision everywhere loses less by them.
 
@@ -27,6 +28,8 @@ def with_ranges(
         trials: The trials with the ranges that were observed.
         ranges: Others, of the same tensors.
         precision: What every layer has that can.
+        limits: What may be lost, of any number of samples; the trials' own count where a search was
+            told to lose less.
 
     Returns:
         None where the plan is within the limits as it is, or gains nothing by the other ranges.
@@ -43,9 +46,9 @@ def with_ranges(
     inputs = [spec.name for spec in subject.view.inputs if spec.name in ranges]
     narrower = {name: ranges[name] for name in inputs if ranges[name] != subject.ranges[name]}
     evaluator = trials.evaluator.inside(narrower)
-    limits = trials.limits.in_answers(evaluator.samples)
+    judged = trials.limits if trials.limits.nearer else limits.in_answers(evaluator.samples)
     other = replace(
-        trials, maker=maker, evaluator=evaluator, limits=limits, attempts={}, assignments={}
+        trials, maker=maker, evaluator=evaluator, limits=judged, attempts={}, assignments={}
     )
     trial = other.attempt("ranges without outliers", everything)
     return other if trial.within or _gain(trial, given) >= _LESS_DB else None

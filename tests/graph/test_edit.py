@@ -69,6 +69,8 @@ def test_constant_of_the_same_name_and_value_is_shared(chain) -> None:
     assert editor.add_constant("w", np.array([1, 2, 3, 4], np.float32)) == "w"
     with pytest.raises(SelfCheckError, match="'w' exists already"):
         editor.add_constant("w", np.zeros(4, np.float32))
+    with pytest.raises(SelfCheckError, match="'w' exists already"):  # of another type
+        editor.add_constant("w", np.array([1, 2, 3, 4], np.int8))
     np.testing.assert_array_equal(editor.finish().view().constant("w"), [1, 2, 3, 4])
 
 

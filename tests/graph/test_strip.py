@@ -113,3 +113,14 @@ def test_tolerance_is_one_side_or_the_other(build) -> None:
     assert difference(reference, other, {("conv", 1): per_channel}) == ""
     assert "off by more" in difference(reference, other, {("conv", 1): per_channel[::-1]})
     assert "off by more" in difference(reference, other, {("conv", 1): per_channel * 0.99})
+
+
+def test_a_constant_takes_its_own_name_back() -> None:
+    """Whatever other constants are called."""
+    model = from_text(f"""{HEAD} g (float[1,2] x) => (float[1,2] y)
+        <int8[2,2] w_q = {{1, 2, 3, 4}}, float w_s = {{0.5}}, float[2] w_value = {{1, 2}}>
+        {{ w = DequantizeLinear (w_q, w_s) h = MatMul (x, w) y = Pow (h, w_value) }}""")
+    stripped = strip(model).view()
+    np.testing.assert_array_equal(stripped.constant("w"), np.float32([[0.5, 1], [1.5, 2]]))
+    np.testing.assert_array_equal(stripped.constant("w_value"), np.float32([1, 2]))
+    assert ops(strip(model)) == ["MatMul", "Pow"]
