@@ -18,6 +18,7 @@ from onnxq.graph.files import (
     staging,
     write_bytes,
 )
+from onnxq.graph.infer import infer_shapes
 from onnxq.graph.model import (
     Model,
     deserialize,
@@ -63,6 +64,7 @@ __all__ = [
     "float_ports",
     "forget_inferred",
     "from_text",
+    "infer_shapes",
     "lend",
     "load",
     "move_model",

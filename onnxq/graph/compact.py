@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
-from onnx_ir.passes import common as passes
 
 from onnxq.graph.defaults import attribute_defaults
+from onnxq.graph.infer import infer_shapes
 from onnxq.graph.model import Model
 
 # Lists with one number per axis, or two: what all of them are where the list is missing, which
@@ -60,7 +60,7 @@ def forget_inferred(model: Model, source: Model) -> Model:
         for value in (*_made(graph), *graph.initializers.values()):
             if not value.is_graph_output() and not value.is_graph_input():
                 value.type = value.shape = None
-    seen = _inferred(bare)
+    seen = infer_shapes(bare)
     for graph, told, found in _side_by_side(bare, model, seen):
         for value, old, new in zip(_made(graph), _made(told), _made(found), strict=True):
             if old.name in recorded and not _tells(new, old):
@@ -74,14 +74,6 @@ def _side_by_side(*models: Model) -> Iterator[tuple[ir.Graph, ...]]:
 
 def _made(graph: ir.Graph) -> Iterator[ir.Value]:
     return (value for node in graph for value in node.outputs)
-
-
-def _inferred(model: Model) -> Model:
-    """A copy with what inference finds; large initializers take no part in it."""
-    seen = model.copy()
-    infer = passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)
-    infer(seen.ir)
-    return seen
 
 
 def _tells(value: ir.Value, recorded: ir.Value) -> bool:
@@ -109,7 +101,7 @@ def forget_defaults(model: Model) -> Model:
     of the weight is known, and says the same.
     """
     short = model.copy()
-    for graph, seen in _side_by_side(short, _inferred(model)):
+    for graph, seen in _side_by_side(short, infer_shapes(model)):
         for node, known in zip(graph, seen, strict=True):
             if node.domain not in ("", "ai.onnx"):
                 continue

@@ -242,6 +242,10 @@ class Editor:
         value.name, value.shape = name, None
         self._values[name] = value
 
+    def resize(self, tensor: str, sizes: Sequence[int]) -> None:
+        """Say that a tensor inside the graph has another shape."""
+        self._values[tensor].shape = ir.Shape(sizes)
+
     def retype(self, tensor: str, dtype: str) -> None:
         """Say that a tensor has another type, such as ``float16``, and the same shape."""
         self._values[tensor].type = ir.TensorType(_data_type(dtype))
@@ -296,7 +300,8 @@ class Editor:
         self.sweep()
         self._graph.sort()
         for value in list(self._graph.initializers.values()):
-            if not value.uses() and not value.is_graph_output() and value.name:
+            seen = value.uses() or value.is_graph_output() or value.is_graph_input()
+            if not seen and value.name:
                 del self._graph.initializers[value.name]
         return self._model
 

@@ -6,13 +6,12 @@ Everything here works on the graph alone; folding constants and BatchNorm is the
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from onnxq.errors import ModelError
+from onnxq.graph.infer import infer
 from onnxq.graph.lift import lift_constants
 from onnxq.graph.model import Model
 from onnxq.graph.opset import MINIMUM_IR, MINIMUM_OPSET, raise_opset, restore_shapes
@@ -20,16 +19,6 @@ from onnxq.graph.view import node_names, unused
 
 # Names that ONNX Runtime's BASIC level gives to what it fused, after the first node's own name.
 FUSION_SUFFIXES = ("/MatMulAddFusion",)
-
-# Operators that make a sequence or an optional.
-SEQUENCES = (
-    "SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence",
-    "SequenceMap", "Optional",
-)  # fmt: skip
-
-# onnx_ir reports a failed shape inference with a whole traceback; the graph then simply has
-# fewer shapes, which onnxq tells per node.
-logging.getLogger("onnx_ir.passes.common.shape_inference").setLevel(logging.ERROR)
 
 
 def normalize(model: Model, opset: int = MINIMUM_OPSET) -> Model:
@@ -196,21 +185,10 @@ def restore_identity(folded: Model, source: Model) -> Model:
     passes.RemoveUnusedOpsetsPass()(new)
     _restore_node_names(new.graph, old.graph)
     restore_shapes(new.graph.inputs, old.graph.inputs)
-    passes.ShapeInferencePass(check_type=False, strict_mode=False)(new)
-    _forget_sequences(new.graph)
+    infer(new, data_prop=True)
     restore_shapes(new.graph.outputs, old.graph.outputs)  # inference puts numbers for symbols
     # Only now: folding leaves what it computes inside a body in that body.
     return name_nodes(lift_constants(Model(new, source.path, source.notes)))
-
-
-def _forget_sequences(graph: ir.Graph) -> None:
-    """Take back the types that onnx_ir's inference gives to sequences: those of their tensors."""
-    for node in graph:
-        makes = node.op_type in SEQUENCES and not node.domain
-        carries = node.op_type == "Identity" and any(v and v.type is None for v in node.inputs)
-        for value in node.outputs if makes or carries else ():
-            if isinstance(value.type, ir.TensorType) and not value.is_graph_output():
-                value.type = value.shape = None
 
 
 def _restore_node_names(new: ir.Graph, old: ir.Graph) -> None:

@@ -6,15 +6,17 @@ can be taken out again: they are written first, and checked. Other forms are low
 
 from __future__ import annotations
 
-from onnxq.graph import Model
+from onnxq.graph import Model, infer_shapes
 from onnxq.plan import QuantPlan
 from onnxq.rewrite.at_load import scale_at_load
 from onnxq.rewrite.bias_scales import multiply_bias_scales
 from onnxq.rewrite.blocks import arrange_weights, lower_blocks
 from onnxq.rewrite.dynamic import lower_dynamic
 from onnxq.rewrite.float16 import to_float16
+from onnxq.rewrite.leading_ones import drop_leading_ones
 from onnxq.rewrite.qdq import to_qdq
 from onnxq.rewrite.qoperator import lower_qoperator
+from onnxq.rewrite.shortcuts import take_shortcuts
 from onnxq.rewrite.stems import widen_stems
 from onnxq.targets import get_target
 from onnxq.types import Form, Precision
@@ -48,4 +50,6 @@ def rewrite(model: Model, plan: QuantPlan, form: Form = Form.QDQ) -> Model:
         made = scale_at_load(made, plan.named(Precision.INT8_WEIGHTS, Precision.INT4_WEIGHTS))
     if half := plan.named(Precision.FP16):
         made = to_float16(made, half)
+    if target.runs_as_written and model.fits_one_file:
+        made = take_shortcuts(drop_leading_ones(infer_shapes(made)))
     return made

@@ -46,6 +46,7 @@ _X86 = Target(
     conv_channels=4,
     requantizes_float_layers=True,
     scales_at_run=True,
+    runs_as_written=True,
     splits_norms=True,
     source="ONNX Runtime 1.31 CPU provider on AVX-512 VNNI, measured",
 )

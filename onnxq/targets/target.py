@@ -68,6 +68,8 @@ class Target(msgspec.Struct, frozen=True):
             by itself when its input comes from a DequantizeLinear with one scale.
         scales_at_run: The provider dequantizes the stored weights of a float layer anew at every
             run. Written as Cast and Mul they are scaled once, when the model is loaded.
+        runs_as_written: The provider calls one kernel after another, as the graph says; compilers
+            arrange it by themselves.
         splits_norms: The provider's runtime fuses an Add and a LayerNormalization behind it into a
             kernel that is slower than the two.
         float_type: What the float part of a model runs fastest in.
@@ -89,6 +91,7 @@ class Target(msgspec.Struct, frozen=True):
     pairs: Pairs = Pairs.AROUND
     requantizes_float_layers: bool = False
     scales_at_run: bool = False
+    runs_as_written: bool = False
     splits_norms: bool = False
     float_type: Precision = Precision.FLOAT
     refuses: dict[Precision, str] = {}
