@@ -102,10 +102,10 @@ def page(told: dict[str, Any]) -> str:
             "made, or that ONNX Runtime refuses, is a dash.\n\n",
             sentence(told),
             "Models of other projects are under the names of their files; 200 samples without\n"
-            "labels are all that any tool is given. Measured in three runs: half of the models\n"
+            "labels are all that any tool is given. Measured in four runs, half of the models\n"
             "while other work ran beside, which moves a speed by 10 % and more (`noise` in the\n"
-            "figures); `kwt1` in the last one, as preparing names its 24 layer normalizations\n"
-            "since, which makes its float model 1.2 times as fast, for all tools.\n\n",
+            "figures): so were `kwt1`, `dtln_1`, `dtln_2` and the UltraFace detectors, in the\n"
+            "last one, since they are written with fewer nodes around their layers.\n\n",
             *table(told["models"]),
             "\n`onnxq` is what `onnxq quantize MODEL --data DATA` writes; *int8 everywhere* adds\n"
             "`--precision int8`. *ORT static* is `quantize_static` of `onnxruntime.quantization`\n"
