@@ -242,9 +242,9 @@ class Editor:
         value.name, value.shape = name, None
         self._values[name] = value
 
-    def resize(self, tensor: str, sizes: Sequence[int]) -> None:
-        """Say that a tensor inside the graph has another shape."""
-        self._values[tensor].shape = ir.Shape(sizes)
+    def forget_shape(self, tensor: str) -> None:
+        """Let a tensor inside the graph have whatever shape its maker gives it."""
+        self._values[tensor].shape = None
 
     def retype(self, tensor: str, dtype: str) -> None:
         """Say that a tensor has another type, such as ``float16``, and the same shape."""

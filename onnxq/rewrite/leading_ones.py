@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxq.graph import Editor, GraphView, Model, NodeView
+from onnxq.graph import Editor, GraphView, Model, NodeView, infer_shapes
 from onnxq.rewrite.names import Names
 
 Sizes = tuple[int, ...]
@@ -52,14 +52,14 @@ def drop_leading_ones(model: Model) -> Model:
     """Leave out nodes that only add or take off leading axes of 1.
 
     Args:
-        model: A model with the shapes of its inner tensors; what they do not tell stays.
+        model: The model; where the shapes of its inner tensors cannot be inferred, nodes stay.
 
     Returns:
         A new model that computes the same, but for the order in which a MatMul adds up: a weight of
         fewer axes may take another kernel, and ONNX Runtime may fuse more. The model itself where
         that leaves out nothing.
     """
-    view = model.view()
+    view = infer_shapes(model).view()
     if view.opset < _AXES_OPSET:
         return model
     regions = _Regions(view)
@@ -346,18 +346,18 @@ class _Writer:
                     self._editor.redirect(node.name, port, tensor)
         for tensor in node.outputs:
             if tensor in self._regions.chosen:
-                self._resize(tensor)
+                self._shrink(tensor)
 
-    def _resize(self, made: str) -> None:
+    def _shrink(self, made: str) -> None:
         """Let a tensor be short, and a Reshape behind it make it long for those who want that."""
         shapes = self._regions.shapes
         if self._regions.wants_long(made):
             inner, name = self._names.new(made, "short"), self._names.new(made, "Reshape")
             inputs = [inner, self._sizes(shapes.long(made) or ())]
             self._editor.put_behind(made, inner, "Reshape", inputs, name=name)
-            self._editor.copy_type(made, inner)
             self._short[made] = inner
-        self._editor.resize(self._short.get(made, made), shapes.known(made))
+        else:
+            self._editor.forget_shape(made)
 
     def _cut(self, tensor: str) -> str:
         """What a node that computes on short tensors reads."""
@@ -374,8 +374,6 @@ class _Writer:
         made, name = self._names.new(tensor, "short"), self._names.new(tensor, "Reshape")
         short = self._regions.shapes.known(tensor)
         self._editor.add_node("Reshape", [tensor, self._sizes(short)], [made], name=name)
-        self._editor.copy_type(tensor, made)
-        self._editor.resize(made, short)
         self._short[tensor] = made
 
     def _sizes(self, sizes: Sizes) -> str:

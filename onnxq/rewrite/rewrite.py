@@ -6,7 +6,7 @@ can be taken out again: they are written first, and checked. Other forms are low
 
 from __future__ import annotations
 
-from onnxq.graph import Model, infer_shapes
+from onnxq.graph import Model
 from onnxq.plan import QuantPlan
 from onnxq.rewrite.at_load import scale_at_load
 from onnxq.rewrite.bias_scales import multiply_bias_scales
@@ -51,5 +51,5 @@ def rewrite(model: Model, plan: QuantPlan, form: Form = Form.QDQ) -> Model:
     if half := plan.named(Precision.FP16):
         made = to_float16(made, half)
     if target.runs_as_written and model.fits_one_file:
-        made = take_shortcuts(drop_leading_ones(infer_shapes(made)))
+        made = take_shortcuts(drop_leading_ones(made))
     return made

@@ -20,7 +20,7 @@ from math import prod
 
 import numpy as np
 
-from onnxq.graph import Editor, GraphView, Model, NodeView
+from onnxq.graph import Editor, GraphView, Model, NodeView, infer_shapes
 from onnxq.rewrite.names import Names
 
 Span = tuple[int, int]
@@ -41,13 +41,13 @@ def take_shortcuts(model: Model) -> Model:
     """Skip Concats that are sliced again, and write Softmax of two classes as Sigmoid.
 
     Args:
-        model: A model with the shapes of its inner tensors; what they do not tell stays.
+        model: The model; where the shapes of its inner tensors cannot be inferred, nodes stay.
 
     Returns:
         A new model that computes the same; probabilities within 3e-7, and of infinite logits a
         number where Softmax makes none. The model itself where there is nothing to skip.
     """
-    view = model.view()
+    view = infer_shapes(model).view()
     concats = _Concats(view)
     parts = {node.name: found for node in view.nodes if (found := concats.parts(node))}
     pairs = [node for node in view.nodes if _is_pairwise(view, node)]
@@ -109,9 +109,11 @@ def _cuts(view: GraphView, node: NodeView) -> tuple[int, list[Span]] | None:
         axis = node.attrs.get("axis", 0)
         sizes = _sizes(view, node.outputs, axis)
         return None if sizes is None else (axis, list(pairwise([0, *accumulate(sizes)])))
+    if node.full_op != "Slice":
+        return None
     told = [view.constant(tensor) for tensor in node.inputs[1:] if tensor]
     single = [int(numbers.item()) for numbers in told if numbers is not None and numbers.size == 1]
-    if node.full_op != "Slice" or len(single) < len(node.inputs) - 1 or len(single) < 3:
+    if len(single) < len(node.inputs) - 1 or len(single) < 3:
         return None
     start, stop, axis, *steps = single
     forward = start >= 0 and stop >= 0 and steps in ([], [1])

@@ -21,10 +21,10 @@ A, B = (
 
 @pytest.fixture
 def both(build):
-    """A model with its shapes, as it is and with shortcuts."""
+    """A model as it is, and with shortcuts."""
 
     def run(text: str) -> tuple[Model, Model]:
-        model = infer_shapes(build(text))
+        model = build(text)
         return model, take_shortcuts(model)
 
     return run
@@ -121,6 +121,12 @@ def test_other_slices_stay(both, nodes) -> None:
     same(models)
 
 
+def test_constants_of_other_nodes_are_no_spans(both) -> None:
+    """Such as the infinity of a mask, which is no whole number."""
+    models = both(net("t = Where (c, a, low) y = Neg (t)", "bool c = {1}", "float low = {-inf}"))
+    same(models)
+
+
 def test_slices_stay_for_a_body(both) -> None:
     nodes = """t = Concat <axis = 2> (a, b) u = Slice (t, zero, two, last)
         y = If (c) <then_branch = yes () => (float[1,70,2] d) { d = Neg (u) },
@@ -199,7 +205,7 @@ def test_many_slices_of_a_wide_concat_are_found_in_linear_time(both) -> None:
     held = ", ".join(f"int64[1] s{i} = {{{2 * i}}}" for i in range(count + 1))
     joined = f"t = Concat <axis = 2> ({', '.join(names)})"
     model, _ = both(net(f"{makers} {joined} {slices} {sums}", AXES, held))
-    view, asked = model.view(), Counter[str]()
+    view, asked = infer_shapes(model).view(), Counter[str]()
     shape = view.shape
     view.shape = lambda tensor: asked.update([tensor]) or shape(tensor)
     concats = _Concats(view)
