@@ -191,3 +191,12 @@ def test_a_tensor_takes_the_name_of_a_constant_that_nothing_reads(chain, read) -
     assert edited.view().is_constant("w") == read
     assert edited.view().by_name["mul"].inputs == ("x", "v" if read else "w")
     np.testing.assert_array_equal(run(edited)["y"], run(chain)["y"])
+
+
+def test_an_input_that_nothing_reads_keeps_its_default() -> None:
+    """Callers need not give it, before and after."""
+    model = from_text(f"""{HEAD} g (float[1,4] x, float[3] w) => (float[1,4] y)
+        <float[3] w = {{1, 2, 3}}, float[2] lost = {{1, 2}}> {{ [relu] y = Relu (x) }}""")
+    edited = Editor(model).finish()
+    np.testing.assert_array_equal(run(edited)["y"], run(model)["y"])
+    assert edited.view().shape("lost") is None
