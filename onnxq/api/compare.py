@@ -18,9 +18,11 @@ from onnxq.api.stages import draw, open_reader
 from onnxq.data import Data, Reader
 from onnxq.errors import ModelError, RuntimeFailure, UsageError
 from onnxq.graph import (
+    GraphView,
     Model,
     encoded_size,
     files_of,
+    infer_shapes,
     load,
     normalize,
     restore_identity,
@@ -28,7 +30,7 @@ from onnxq.graph import (
 )
 from onnxq.numerics import ErrorSums
 from onnxq.plan import QuantPlan, Recipe
-from onnxq.runtime import Session, StateLoop, environment, measure_models
+from onnxq.runtime import Session, StateLoop, environment, measure_models, prepare
 from onnxq.targets import Provider
 from onnxq.types import Feed, TensorSpec
 from onnxq.verify import (
@@ -350,7 +352,21 @@ def _growth(first: Model, second: Model, reader: Reader, job: Job) -> Growth:
         partial(job.progress, "layers") if job.progress is not None else None,
         job.recipe.provider,
     )
-    return compare_layers(restore_identity(normal.copy(), normal), second, reader, run)
+    reference = restore_identity(normal.copy(), normal)
+    if _has_lost_channels(reference.view(), infer_shapes(second).view()):
+        reference = prepare(first)  # takes out the same ones
+    return compare_layers(reference, second, reader, run)
+
+
+def _has_lost_channels(first: GraphView, second: GraphView) -> bool:
+    """Whether tensors of the second model have fewer channels than in the first."""
+    for tensor in (tensor for node in second.nodes for tensor in node.outputs):
+        before, after = (view.shape(tensor) or () for view in (first, second))
+        if len(before) == len(after) > 1:
+            count, left = before[1], after[1]
+            if isinstance(count, int) and isinstance(left, int) and left < count:
+                return True
+    return False
 
 
 def _facts(model: Model) -> FileFacts:

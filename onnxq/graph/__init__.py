@@ -1,6 +1,7 @@
 """The model: load, save, look at, edit, strip. The only place that knows onnx and onnx_ir."""
 
 from onnxq.graph.compact import compact, forget_inferred
+from onnxq.graph.dead_channels import drop_dead_channels
 from onnxq.graph.defaults import attribute_defaults
 from onnxq.graph.edit import Editor, with_constants
 from onnxq.graph.extract import extract
@@ -57,6 +58,7 @@ __all__ = [
     "data_path",
     "deserialize",
     "difference",
+    "drop_dead_channels",
     "encoded_size",
     "extract",
     "files_at",

@@ -14,6 +14,7 @@ from onnxq.rewrite.blocks import arrange_weights, lower_blocks
 from onnxq.rewrite.dynamic import lower_dynamic
 from onnxq.rewrite.float16 import to_float16
 from onnxq.rewrite.leading_ones import drop_leading_ones
+from onnxq.rewrite.mirrored import fold_mirrored
 from onnxq.rewrite.qdq import to_qdq
 from onnxq.rewrite.qoperator import lower_qoperator
 from onnxq.rewrite.shortcuts import take_shortcuts
@@ -51,5 +52,5 @@ def rewrite(model: Model, plan: QuantPlan, form: Form = Form.QDQ) -> Model:
     if half := plan.named(Precision.FP16):
         made = to_float16(made, half)
     if target.runs_as_written and model.fits_one_file:
-        made = take_shortcuts(drop_leading_ones(made))
+        made = fold_mirrored(take_shortcuts(drop_leading_ones(made)))
     return made

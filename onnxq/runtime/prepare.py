@@ -15,6 +15,7 @@ from onnxq.graph import (
     GraphView,
     Model,
     NodeView,
+    drop_dead_channels,
     load,
     name_norms,
     name_pools,
@@ -54,8 +55,9 @@ def prepare(
     Inlines functions, takes initializers out of the inputs, raises the opset, widens
     float16, names nodes, folds constants and BatchNorm with ONNX Runtime's BASIC level,
     infers shapes, and writes means over whole images as GlobalAveragePool and layer
-    normalizations as LayerNormalization, for which it raises the opset to 17 where it can. An Add
-    that the runtime would fuse with a LayerNormalization behind it, to its loss, becomes Sum.
+    normalizations as LayerNormalization, for which it raises the opset to 17 where it can. Takes
+    out channels of convolutions that are constant or never read. An Add that the runtime would
+    fuse with a LayerNormalization behind it, to its loss, becomes Sum.
 
     Args:
         model: The model as loaded.
@@ -78,6 +80,7 @@ def prepare(
         note = "too large to fold in memory: only named its nodes and inferred shapes"
         return restore_identity(normal.copy(), normal).with_notes(note)
     prepared = name_norms(name_pools(restore_identity(_fold(normal), normal)))
+    prepared = drop_dead_channels(prepared)
     if target is None or target.splits_norms:
         prepared = _split_norms(prepared)
     before, after = len(normal.view().nodes), len(prepared.view().nodes)

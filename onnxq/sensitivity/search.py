@@ -19,7 +19,7 @@ from onnxq.sensitivity.options import Assignment, Options
 from onnxq.sensitivity.values import FrontPoint, Loss
 from onnxq.types import Precision
 
-# Layers are given back to integers in so many trials, the quietest of them one by one.
+# Layers are given back to integers in so many trials, the quietest of them after the rung below.
 _EXCHANGES, _LISTENED = 8, 32
 # The noise that some layers make, each alone in a precision.
 NoiseOf = Callable[[Precision, Collection[str]], Mapping[str, float]]
@@ -142,8 +142,8 @@ def search_plan(
     price: the higher it is, the more of the layers that hurt most for what they save go back to
     float. Swept, it draws a ladder of plans, from the cheapest to all float, each the exact optimum
     for its price; the first one within the limits is found by steps that double, and bisection.
-    Then layers are given back to integers: first those that the rung below still had, then others
-    one by one, while the limits are kept.
+    Then layers are given back to integers, in groups, while the limits are kept: first those that
+    the rung below still had, then others.
 
     Args:
         trials: The model, the samples, and what may be lost.
@@ -220,22 +220,23 @@ class _Search:
     def _give_back(self, best: Assignment, faster: Assignment) -> Assignment:
         """Add what faster plans have beyond this one, while the limits are kept.
 
-        First what the rung below has, in halves; then single layers of all that went to float.
+        First what the rung below has, then all else that went to float. Groups that are kept double
+        and others are halved, so that a few bad layers among many harmless ones cost few trials.
         """
-        left = [_beyond(best, faster)]
-        left += [{n: p} for n, p in self._by_harm(best, _beyond(best, self._ladder[0])).items()]
+        queue = _beyond(best, faster)
+        size = max(len(queue), 1)
+        queue |= self._by_harm(best, _beyond(best | queue, self._ladder[0]))
+        left = list(queue)
         most = len(self._trials.attempts) + min(_EXCHANGES, (len(left) + 1) // 2)
         while left and len(self._trials.attempts) < most:
-            part = _beyond(best, left.pop(0))
-            trial = best | part
+            trial = best | {name: queue[name] for name in left[:size]}
             helps = self._options.cost(trial) < self._options.cost(best)
             if helps and self._within(trial, "layers given back"):
-                best = trial
-            elif len(part) > 1:
-                names = list(part)
-                half = len(names) // 2
-                halves = [{n: part[n] for n in some} for some in (names[:half], names[half:])]
-                left = halves + left
+                best, left, size = trial, left[size:], 2 * size
+            elif size > 1:
+                size //= 2
+            else:
+                left = left[1:]
         return best
 
     def _by_harm(self, best: Assignment, part: Assignment) -> Assignment:

@@ -310,3 +310,30 @@ def test_an_output_more(build: Callable[..., Model]) -> None:
     assert found.notes == ("output 'a' is not compared: the second model alone has it",)
     with pytest.raises(UsageError, match="the second model has no output 'a', which the first"):
         onnxq.compare_models(other, one, x, recipe=Recipe(), seconds=0)
+
+
+def test_layers_that_lost_their_dead_channels(build: Callable[..., Model]) -> None:
+    """Held against the same channels of the float model, whatever else was left of it."""
+    sparse = with_constants(
+        build("""net (float[N,3,8,8] x) => (float[N,4,4,4] y)
+            <float[40,3,3,3] w = seeded, float[40] b = seeded, float[4,40,3,3] v = seeded>
+            { [one] a = Conv (x, w, b) r = Relu (a) [two] y = Conv (r, v) }"""),
+        {"w": _planted((40, 3, 3, 3), 10), "b": _planted((40,), 10)},
+    )
+    x = np.random.default_rng(0).standard_normal((20, 3, 8, 8)).astype(np.float32)
+    recipe = Recipe(
+        precision="int8", objective="int8-everywhere", allow_slower=True, target="cpu-x86",
+        verify=VerifySettings(seconds=0),
+    )  # fmt: skip
+    made = onnxq.quantize(sparse, data=x, recipe=recipe).model
+    stored = {made.view().shape(name) for name in made.view().constant_names}
+    assert (4, 16, 3, 3) in stored  # 16 of 40
+    found = onnxq.compare_models(sparse, made, x, recipe=Recipe(), seconds=0)
+    assert found.growth.unmatched == 0
+    assert all(layer.new_db > 30 for layer in found.growth.layers)
+
+
+def _planted(shape: tuple[int, ...], alive: int) -> np.ndarray:
+    values = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    values[alive:] = 0
+    return values
