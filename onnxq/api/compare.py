@@ -22,7 +22,6 @@ from onnxq.graph import (
     Model,
     encoded_size,
     files_of,
-    infer_shapes,
     load,
     normalize,
     restore_identity,
@@ -353,9 +352,20 @@ def _growth(first: Model, second: Model, reader: Reader, job: Job) -> Growth:
         job.recipe.provider,
     )
     reference = restore_identity(normal.copy(), normal)
-    if _has_lost_channels(reference.view(), infer_shapes(second).view()):
-        reference = prepare(first)  # takes out the same ones
-    return compare_layers(reference, second, reader, run)
+    found = compare_layers(reference, second, reader, run)
+    cut = _without_dead_channels(first, reference) if found.unmatched else None
+    if cut is None:
+        return found
+    return min(found, compare_layers(cut, second, reader, run), key=lambda made: made.unmatched)
+
+
+def _without_dead_channels(first: Model, reference: Model) -> Model | None:
+    """What ``quantize`` made of a model that has channels to lose; None where it has none."""
+    try:
+        prepared = prepare(first)
+    except (ModelError, RuntimeFailure):
+        return None
+    return prepared if _has_lost_channels(reference.view(), prepared.view()) else None
 
 
 def _has_lost_channels(first: GraphView, second: GraphView) -> bool:

@@ -8,6 +8,7 @@ go away.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -23,7 +24,8 @@ from onnxq.types import Array
 Numbers = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-# What weighs so little, beside the largest weight of its layer, vanishes in any sum of float32.
+# Weights so small beside the largest one of their layer are nothing: decay leaves some of 1e-30,
+# and no model scales the like up again.
 _NOTHING = 1e-20
 # Kernels compute so many channels at a time: fewer than the next multiple are no faster, and ONNX
 # Runtime's blocked layouts (NCHWc) take no other count.
@@ -66,34 +68,24 @@ def drop_dead_channels(model: Model) -> Model:
 
 @dataclass(frozen=True)
 class _Layer:
-    """Weights and bias, in float64, of what mixes channels or keeps them apart.
+    """What a layer that mixes channels, or keeps them apart, makes of constant ones.
 
     Attributes:
-        weight: Of shape [outputs, inputs, window]; [channels, 1, window] of a layer that keeps
-            channels apart.
+        idle: Which outputs do not depend on which inputs, of shape [outputs, inputs]; [channels, 1]
+            of a layer that keeps channels apart.
+        gains: What an input of ones adds to each output, far from the edges, of the same shape.
         bias: Of shape [outputs].
         apart: Whether it keeps channels apart.
         padded: Whether it reads zeros beyond the edges.
         biased: Whether it has a bias, or can be given one.
     """
 
-    weight: Numbers
+    idle: Flags
+    gains: Numbers
     bias: Numbers
     apart: bool = False
     padded: bool = False
     biased: bool = True
-
-    @property
-    def idle(self) -> Flags:
-        """Which outputs do not depend on which inputs."""
-        weights = np.abs(self.weight).max(-1)
-        idle: Flags = weights <= _NOTHING * weights.max(initial=0)
-        return idle
-
-    @property
-    def gains(self) -> Numbers:
-        """What an input of ones adds to each output, far from the edges."""
-        return np.where(self.idle, 0, self.weight.sum(-1))
 
     def absorbs(self, values: Numbers) -> Flags:
         """Which inputs the bias can stand for, given their values, NaN where they vary."""
@@ -132,8 +124,10 @@ class _DeadChannels:
         for node in view.nodes:
             self._see(node)
         groups = list({id(group): group for group in self._groups.values()}.values())
+        for name in view.output_names & self._groups.keys():
+            self._groups[name].fixed = True
         for group in reversed(groups):  # what reads a channel may go away itself
-            if not group.fixed and view.output_names.isdisjoint(group.tensors):
+            if not group.fixed:
                 self._choose(group)
 
     def kept_of(self, tensor: str) -> Flags | None:
@@ -149,7 +143,9 @@ class _DeadChannels:
             return None
         weight, bias = (self._view.constant(t) for t in (*node.inputs, "")[1:3])
         missing = bias is None and any(node.inputs[2:])
-        if weight is None or missing or not np.issubdtype(weight.dtype, np.floating):
+        if weight is None or missing or weight.dtype.kind != "f" or not weight.size:
+            return None
+        if not np.isfinite(weight).all():
             return None
         return (_convolution if node.op == "Conv" else _fully_connected)(node, weight, bias)
 
@@ -160,7 +156,7 @@ class _DeadChannels:
                 self._groups[node.inputs[0]].readers.append(node)
             if node.op == "Conv":
                 self._groups[node.outputs[0]] = _Group([node.outputs[0]])
-                unknown = np.full(layer.weight.shape[1], np.nan)
+                unknown = np.full(layer.idle.shape[1], np.nan)
                 self.values[node.outputs[0]] = layer.made(self.values.get(node.inputs[0], unknown))
         elif (values := self._kept_apart(node, layer)) is not None:
             group = self._merged([self._groups[tensor] for tensor in _data(node)])
@@ -180,7 +176,7 @@ class _DeadChannels:
             return layer.made(first)
         if node.op in _PAIRS:
             second, ranks = read[1], {self._view.rank(tensor) for tensor in _data(node)}
-            if second is None or len(ranks) > 1 or len(first) != len(second):
+            if second is None or len(ranks) > 1 or None in ranks or len(first) != len(second):
                 return None
             return _PAIRS[node.op](first, second)
         if node.op == "Clip":
@@ -192,6 +188,8 @@ class _DeadChannels:
         return _ALONE[node.op](first) if node.op in _ALONE else None
 
     def _clipped(self, node: NodeView, values: Numbers) -> Numbers | None:
+        if node.attrs:  # the bounds of opset 10 and before
+            return None
         for name, limit in zip(node.inputs[1:], (np.maximum, np.minimum), strict=False):
             bound = self._view.constant(name) if name else None
             if name and bound is None:
@@ -253,8 +251,8 @@ def _convolution(node: NodeView, weight: Array, bias: Array | None) -> _Layer | 
         return None
     automatic = node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
     return _Layer(
-        weight.reshape(*weight.shape[:2], -1).astype(np.float64),
-        np.zeros(len(weight)) if bias is None else bias.astype(np.float64),
+        *_reach(weight.reshape(*weight.shape[:2], -1)),
+        _held(bias, len(weight)),
         apart=groups != 1,
         padded=automatic or any(node.attrs.get("pads", ())),
     )
@@ -265,21 +263,38 @@ def _fully_connected(node: NodeView, weight: Array, bias: Array | None) -> _Laye
     plain = told.get("alpha", 1) == 1 and told.get("beta", 1) == 1 and not told.get("transA", 0)
     if weight.ndim != 2 or not plain:
         return None
-    matrix = (weight if told.get("transB", 0) else weight.T).astype(np.float64)
+    matrix = weight if told.get("transB", 0) else weight.T
     if bias is not None and bias.shape != (len(matrix),):
         return None
-    held = np.zeros(len(matrix)) if bias is None else bias.astype(np.float64)
-    return _Layer(matrix[..., None], held, biased=node.op == "Gemm")
+    held = _held(bias, len(matrix))
+    return _Layer(*_reach(matrix[..., None]), held, biased=node.op == "Gemm")
+
+
+def _reach(weight: Array) -> tuple[Flags, Numbers]:
+    """Which weights of shape [outputs, inputs, window] are nothing, and the sums of the others."""
+    sizes = np.abs(weight).max(-1)
+    idle: Flags = sizes <= _NOTHING * sizes.max()
+    return idle, np.where(idle, 0, weight.sum(-1, dtype=np.float64))
+
+
+def _held(bias: Array | None, outputs: int) -> Numbers:
+    return np.zeros(outputs) if bias is None else bias.astype(np.float64)
 
 
 def _cut(model: Model, dead: _DeadChannels) -> Model:
     view = model.view()
     editor, taken = Editor(model), set(view.names)
+    made = defaultdict[str, list[tuple[str, Array]]](list)
 
     def held(name: str, array: Array) -> str:
-        name = unused(f"{name}_alive", taken)
-        taken.add(name)
-        return editor.add_constant(name, array)
+        """The name of a constant; layers that share one share what is left of it."""
+        for known, values in made[name]:
+            if np.array_equal(values, array):
+                return known
+        new = unused(f"{name}_alive", taken)
+        taken.add(new)
+        made[name].append((new, array))
+        return editor.add_constant(new, array)
 
     for node in view.nodes:
         rows = dead.kept_of(node.outputs[0]) if node.outputs else None
@@ -294,8 +309,8 @@ def _cut(model: Model, dead: _DeadChannels) -> Model:
                 inputs[2:] = [held((*inputs, "")[2] or f"{node.name}_bias", bias)]
             if layer.apart:
                 attrs["group"] = len(weight)
-        elif node.op == "Reshape":
-            inputs[1], attrs = held(inputs[1], np.array([0, -1])), {}
+        elif node.op == "Reshape" and rows is not None:
+            inputs[1], attrs = held(inputs[1], np.array([-1, _filled(rows)])), {}
         else:
             continue
         editor.replace(node.name, node.op, inputs, attrs=attrs)

@@ -23,7 +23,8 @@ from onnxq.types import Array
 
 # Fewer columns, of all layers that read a signal, save no more time than it takes to fold it.
 _FEW_COLUMNS, _FEW_ROWS = 160, 64
-# Rows are the same where they differ by a few roundings of the largest weight.
+# Rows are the same where they differ by a few roundings of the largest weight: the sines of whole
+# turns are zero but for that.
 _SAME = 2.0**-22
 
 
@@ -53,6 +54,15 @@ class Mirror:
         return before, 2 * self.half - self.rows - before
 
 
+@dataclass(frozen=True)
+class _Reader:
+    """A MatMul with mirrored weights."""
+
+    node: NodeView
+    weight: Array
+    mirror: Mirror
+
+
 def fold_mirrored(model: Model) -> Model:
     """Fold what float MatMuls with mirrored weights read, and halve the weights.
 
@@ -64,29 +74,40 @@ def fold_mirrored(model: Model) -> Model:
         is nothing to fold.
     """
     view = infer_shapes(model).view()
-    readers = defaultdict[tuple[str, int], list[tuple[NodeView, Mirror]]](list)
-    for node in view.nodes:
-        weight = _weight(view, node)
-        mirror = mirror_of(weight) if weight is not None else None
-        if mirror is not None:
-            readers[node.inputs[0], mirror.total].append((node, mirror))
-    wide = {key: found for key, found in readers.items() if _columns(view, found) >= _FEW_COLUMNS}
-    if not wide:
+    folds = _folds(view)
+    if not folds:
         return model
     editor, names = Editor(model), Names(view)
-    for (tensor, _), found in wide.items():
-        ends = _ends(editor, names, tensor, view.rank(tensor) or 0, found[0][1])
-        for node, mirror in found:
-            weight = view.constant(node.inputs[1])
-            assert weight is not None
-            half = names.of(node.inputs[1], "half")
-            folded = names.of(tensor, str(mirror.total), "difference" if mirror.odd else "sum")
+    for (tensor, total), found in folds.items():
+        ends = _ends(editor, names, tensor, view.rank(tensor) or 0, found[0].mirror)
+        for reader in found:
+            op = "Sub" if reader.mirror.odd else "Add"
+            folded = names.of(tensor, str(total), op)
             if not editor.has_tensor(folded):
-                op = "Sub" if mirror.odd else "Add"
-                editor.add_node(op, ends, [folded], name=names.new(folded, op))
-            editor.redirect(node.name, 0, folded)
-            editor.redirect(node.name, 1, editor.add_constant(half, weight[: mirror.half]))
+                editor.add_node(op, ends, [folded], name=names.new(folded, "node"))
+            half = names.of(reader.node.inputs[1], "half")
+            editor.redirect(reader.node.name, 0, folded)
+            editor.redirect(
+                reader.node.name, 1, editor.add_constant(half, reader.weight[: reader.mirror.half])
+            )
     return editor.finish()
+
+
+def _folds(view: GraphView) -> dict[tuple[str, int], list[_Reader]]:
+    """The MatMuls with mirrored weights, by what they read and where it is to be folded."""
+    matmuls = defaultdict[str, list[tuple[NodeView, Array]]](list)
+    for node in view.nodes:
+        weight = view.constant(node.inputs[1]) if node.full_op == "MatMul" else None
+        if weight is not None and weight.ndim == 2 and weight.dtype == np.float32:
+            matmuls[node.inputs[0]].append((node, weight))
+    folds = defaultdict[tuple[str, int], list[_Reader]](list)
+    for tensor, found in matmuls.items():
+        wide = sum(weight.shape[1] for _, weight in found) >= _FEW_COLUMNS
+        for node, weight in found if wide and view.rank(tensor) is not None else ():
+            if len(weight) >= _FEW_ROWS and (mirror := mirror_of(weight)) is not None:
+                folds[tensor, mirror.total].append(_Reader(node, weight, mirror))
+    columns = {key: sum(reader.weight.shape[1] for reader in folds[key]) for key in folds}
+    return {key: folds[key] for key, count in columns.items() if count >= _FEW_COLUMNS}
 
 
 def _ends(editor: Editor, names: Names, tensor: str, rank: int, mirror: Mirror) -> tuple[str, str]:
@@ -113,32 +134,22 @@ def _ends(editor: Editor, names: Names, tensor: str, rank: int, mirror: Mirror) 
 
 
 def mirror_of(weight: Array) -> Mirror | None:
-    """How the rows of a weight mirror each other; None where less than a third of them do.
+    """How the rows of a weight mirror each other; None where less than two thirds of them do.
 
     Args:
         weight: Of shape [rows, columns].
     """
-    rows, close = len(weight), _SAME * float(np.abs(weight).max(initial=0))
-    for total in range(rows - 1, rows + rows // 3):
-        start, middle = total - rows + 1, (total + 1) // 2
-        for odd, signed in ((False, np.subtract), (True, np.add)):
-            nearest = signed(weight[middle - 1], weight[total - middle + 1])
-            if np.abs(nearest).max(initial=0) <= close:
-                pairs = signed(weight[start:middle], weight[: total - middle : -1])
-                if np.abs(pairs).max(initial=0) <= close:
-                    return Mirror(rows, total, odd)
-    return None
-
-
-def _weight(view: GraphView, node: NodeView) -> Array | None:
-    """The weight of a float MatMul that has many rows."""
-    if node.full_op != "MatMul" or view.rank(node.inputs[0]) is None:
+    sizes = np.abs(weight).max(1, initial=0)
+    rows, close = len(weight), _SAME * float(sizes.max(initial=0))
+    if not np.isfinite(close):
         return None
-    weight = view.constant(node.inputs[1])
-    matrix = weight is not None and weight.ndim == 2 and weight.dtype == np.float32
-    return weight if matrix and weight is not None and len(weight) >= _FEW_ROWS else None
-
-
-def _columns(view: GraphView, readers: list[tuple[NodeView, Mirror]]) -> int:
-    shapes = (view.shape(node.inputs[1]) for node, _ in readers)
-    return sum(int(shape[1] or 0) for shape in shapes if shape)
+    for total in range(rows - 1, rows + rows // 3):
+        first, middle = total - rows + 1, (total + 1) // 2
+        others = total - np.arange(first, middle)
+        if np.abs(sizes[first:middle] - sizes[others]).max(initial=0) > close:
+            continue
+        for odd, signed in ((False, np.subtract), (True, np.add)):
+            apart = (np.abs(signed(weight[i], weight[total - i])) for i in range(first, middle))
+            if all(values.max(initial=0) <= close for values in apart):
+                return Mirror(rows, total, odd)
+    return None

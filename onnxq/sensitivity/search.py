@@ -229,6 +229,7 @@ class _Search:
         left = list(queue)
         most = len(self._trials.attempts) + min(_EXCHANGES, (len(left) + 1) // 2)
         while left and len(self._trials.attempts) < most:
+            size = min(size, len(left))
             trial = best | {name: queue[name] for name in left[:size]}
             helps = self._options.cost(trial) < self._options.cost(best)
             if helps and self._within(trial, "layers given back"):

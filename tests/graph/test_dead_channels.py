@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnxq.graph import deserialize, drop_dead_channels, serialize
-from onnxq.runtime import prepare, synthetic_feed
+from onnxq.runtime import Session, prepare, synthetic_feed
 
 # Of 40 channels the last 30 are dead: 10 are alive, and 16 stay, since kernels take 16 at a time.
 CHANNELS, ALIVE, STAY = 40, 10, 16
@@ -193,6 +193,32 @@ def test_a_free_batch_stays_free() -> None:
     np.testing.assert_allclose(found, expected, **CLOSE)
 
 
+def test_an_empty_batch_stays_possible() -> None:
+    CONSTANTS["free"] = np.array([-1, CHANNELS])
+    body = FIRST + "p = GlobalAveragePool (r) f = Reshape (p, free) y = Gemm (f, m)"
+    before = model(body, shape="N,3,6,6")
+    after = drop_dead_channels(before)
+    assert made(after) == STAY
+    with Session(after) as session:
+        assert session.run({"x": weights(0, 3, 6, 6)})["y"].shape == (0, 4)
+        assert session.run({"x": weights(2, 3, 6, 6)})["y"].shape == (2, 4)
+
+
+def test_bounds_of_old_operator_sets_are_not_overlooked() -> None:
+    before = model(
+        "[n] a = Conv (x, w0, high) r = Clip <max = 0.25> (a) y = Conv (r, u, c)", opset=10
+    )
+    assert drop_dead_channels(before) is before
+
+
+@pytest.mark.parametrize("wild", [np.inf, np.nan])
+def test_wild_weights_take_nothing_with_them(wild) -> None:
+    CONSTANTS["wild"] = CONSTANTS["w"].copy()
+    CONSTANTS["wild"][0, 0, 0, 0] = wild
+    before = model("[n] a = Conv (x, wild, b) y = Conv (a, v, c)")
+    assert drop_dead_channels(before) is before
+
+
 def test_what_dies_behind_the_dead_goes_too() -> None:
     """A filter that reads nothing but zeros is as constant as one of zeros."""
     only = np.where(DEAD[None, :, None, None], weights(CHANNELS, CHANNELS, 1, 1), np.float32(0))
@@ -229,6 +255,17 @@ def test_weights_that_two_layers_share_are_cut_for_each() -> None:
     after = drop_dead_channels(before)
     assert (made(after), made(after, "o")) == (STAY, CHANNELS)
     check_same(before, after, ("y", "y2"))
+
+
+def test_layers_that_share_weights_still_do() -> None:
+    """Heads that look at several scales: the file holds what is left of their weights once."""
+    before = model(FIRST + "y1 = Conv (r, v, c) y2 = Conv (r, v, c) "
+                   "y = Add (y1, y2)")  # fmt: skip
+    after = drop_dead_channels(before)
+    view = after.view()
+    assert len({node.inputs[1:] for node in view.nodes if "v_alive" in node.inputs}) == 1
+    assert sum(name.startswith("v_alive") for name in view.constant_names) == 1
+    check_same(before, after)
 
 
 def test_prepare_takes_them_out() -> None:

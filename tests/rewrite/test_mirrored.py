@@ -108,9 +108,21 @@ def test_one_row_that_differs_is_no_mirror(row) -> None:
     assert mirror_of(weight) is None
 
 
-def test_a_third_of_the_rows_has_to_be_mirrored() -> None:
+def test_two_thirds_of_the_rows_have_to_be_mirrored() -> None:
     assert mirror_of(mirrored(90, 119, 1)) is not None
     assert mirror_of(mirrored(90, 120, 1)) is None
+
+
+def test_an_infinite_weight_is_no_mirror() -> None:
+    weight = mirrored(90, 400, 1)
+    weight[0, 0] = np.inf
+    assert mirror_of(weight) is None
+
+
+def test_rows_of_zeros_in_the_middle_are_no_mirror() -> None:
+    weight = mirrored(90, 400, 1)
+    weight[30:60] = 0
+    assert mirror_of(weight) is None
 
 
 def test_weights_may_be_rounded() -> None:
