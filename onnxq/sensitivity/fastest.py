@@ -9,8 +9,9 @@ from onnxq.plan import QuantPlan
 from onnxq.sensitivity.costs import PRICES, LayerTimes, measure_times
 from onnxq.sensitivity.maker import Maker, key_of
 from onnxq.sensitivity.options import Assignment, LatencyOptions
+from onnxq.sensitivity.quieter import SLOWER, Quieter, quieter, quieter_than, wants_quiet
 from onnxq.sensitivity.race import Time, race
-from onnxq.sensitivity.search import Found, NoiseOf, Trials, search_plan
+from onnxq.sensitivity.search import Found, NoiseOf, Trials, reason_alone, search_plan
 from onnxq.sensitivity.storage import with_storage
 from onnxq.types import Feed, Precision
 
@@ -99,8 +100,12 @@ class _Hunt:
         options = LatencyOptions(self.maker, layers, price)
         for name, assignment in families.items():
             self.trials.attempt(name, assignment)
-        found = search_plan(self.trials, options, self.noise_of, [options.assign(0.0, {})])
-        return Fastest(self._best(found, families | cuts), self.times, layers)
+        cheapest = options.assign(0.0, {})
+        found = search_plan(self.trials, options, self.noise_of, [cheapest])
+        quiet = None
+        if found.assignment == cheapest:
+            quiet = quieter(self.trials, options, cheapest, self.noise_of)
+        return Fastest(self._best(found, families | cuts, quiet), self.times, layers)
 
     def _layers(self, wholes: Mapping[Precision, QuantPlan]) -> LayerTimes:
         journal, known = self.trials.journal, "layers"
@@ -113,9 +118,10 @@ class _Hunt:
         layers: LayerTimes = journal.get(known, LayerTimes)
         return layers
 
-    def _best(self, found: Found, others: Mapping[str, Assignment]) -> Found:
+    def _best(self, found: Found, others: Mapping[str, Assignment], quiet: Quieter | None) -> Found:
         """The fastest of what was found and all else inside the limits; of equals the smallest."""
         final = {"mix": found.assignment}
+        final |= {} if quiet is None else {"quieter plan": quiet.assignment}
         keys = {key_of(self.trials.plan(a)): (name, a) for name, a in others.items()}
         within = {key for key, attempt in self.trials.attempts.items() if attempt.within}
         final |= dict(keys[key] for key in keys if key in within)
@@ -123,15 +129,27 @@ class _Hunt:
             final = self._stored(final)
         self._race(final, self.seconds * _FINAL)
         inside = [a for n, a in final.items() if a and self.trials.attempt(n, a).within]
-        chosen = self._fastest(inside) if inside else self.trials.least_lossy()
+        chosen = self._chosen(inside) if inside else self.trials.least_lossy()
         why = {
-            node.name: node.reason.sentence.removeprefix("stays float: ")
+            node.name: reason_alone(node.reason.sentence)
             for node in found.plan.nodes
             if node.reason is not None and node.precision in (Precision.FLOAT, Precision.FP16)
         }
+        if quiet is not None and _computing(chosen) == quiet.assignment:
+            why |= quiet.why
         plan = self.trials.plan(chosen, {n: why[n] for n in why if n not in chosen})
         tried = tuple(self.trials.attempts.values())
         return replace(found, plan=plan, assignment=chosen, within=bool(inside), attempts=tried)
+
+    def _chosen(self, inside: Sequence[Assignment]) -> Assignment:
+        """The fastest; or a much quieter one that is little slower, where that is wanted."""
+        fastest = self._fastest(inside)
+        if not wants_quiet(self.trials):
+            return fastest
+        least = self._ratio(fastest) * (1 - SLOWER)
+        calm = [a for a in inside if self._ratio(a) >= least and _computing(a)]
+        calm = [a for a in calm if quieter_than(self.trials, a, fastest)]
+        return self._fastest(calm) if calm else fastest
 
     def _fastest(self, inside: Sequence[Assignment]) -> Assignment:
         """Of those that are as fast as the fastest, the one with the smallest file."""
@@ -162,6 +180,11 @@ class _Hunt:
             found = race(self.maker.model, models, self.feed, threads=self.threads, seconds=seconds)
             journal.put(known, found)
         self.times |= journal.get(known, dict[str, Time])
+
+
+def _computing(assignment: Assignment) -> Assignment:
+    """What computes on integers, and does not only store them."""
+    return {name: p for name, p in assignment.items() if p is not Precision.INT8_WEIGHTS}
 
 
 def _assigned(plan: QuantPlan, precision: Precision) -> Assignment:

@@ -91,7 +91,7 @@ class LatencyOptions:
             return ""
         precision, spent = min(known.items(), key=lambda item: item[1])
         floating = self.times.floating.get(node, 0.0)
-        if spent >= floating:
+        if spent >= max(floating, 0.5):
             return f"{precision} takes {spent:.0f} us here, float {floating:.0f} us"
         return f"converting around it takes longer than {precision} saves"
 

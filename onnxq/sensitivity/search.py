@@ -270,7 +270,9 @@ class _Search:
         """Why nodes have not what the cheapest plan gives them, or are float that could be less."""
         cheapest = self._ladder[0] if self._ladder else assignment
         whole = self._trials.maker.whole(self._options.precisions[0])
-        unable = {n.name: _rest(n.reason.sentence) for n in whole.nodes if n.reason is not None}
+        unable = {
+            n.name: reason_alone(n.reason.sentence) for n in whole.nodes if n.reason is not None
+        }
         found = {}
         for node in self._trials.maker.subject.census.nodes:
             got, precision = assignment.get(node.name), cheapest.get(node.name)
@@ -300,7 +302,7 @@ def _beyond(best: Assignment, other: Assignment) -> Assignment:
     return {name: p for name, p in other.items() if best.get(name) is not p}
 
 
-def _rest(sentence: str) -> str:
+def reason_alone(sentence: str) -> str:
     """What follows "stays float: " in a reason, which a plan says anew."""
     return sentence.rpartition("stays float: ")[2]
 
