@@ -11,6 +11,7 @@ from onnxq.plan import QuantPlan
 from onnxq.rewrite.at_load import scale_at_load
 from onnxq.rewrite.bias_scales import multiply_bias_scales
 from onnxq.rewrite.blocks import arrange_weights, lower_blocks
+from onnxq.rewrite.deep_convs import shift_deep_weights
 from onnxq.rewrite.dynamic import lower_dynamic
 from onnxq.rewrite.float16 import to_float16
 from onnxq.rewrite.leading_ones import drop_leading_ones
@@ -40,6 +41,8 @@ def rewrite(model: Model, plan: QuantPlan, form: Form = Form.QDQ) -> Model:
     made, target = to_qdq(model, plan), get_target(plan.target)
     if target.conv_channels > 1:
         made = widen_stems(made, set(plan.named(Precision.INT8)), target.conv_channels)
+    if target.matrix_units:
+        made = shift_deep_weights(made, set(plan.named(Precision.INT8)))
     if dynamic := plan.named(Precision.INT8_DYNAMIC):
         made = lower_dynamic(made, dynamic)
     if form is Form.QOPERATOR:

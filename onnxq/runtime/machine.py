@@ -27,9 +27,10 @@ def _cpuinfo(key: str) -> str:
 def default_target(provider: Provider = CPU) -> str:
     """The target of a provider, or of this machine's processor where it has none.
 
-    ``cpu-arm`` on Arm; on x86 ``cpu-x86`` where the processor adds uint8 x int8 products without
-    saturating (VNNI), and where that cannot be told, and ``cpu-x86-avx2`` where it is known not
-    to. Other providers are never taken by themselves: the model may be meant for another machine.
+    ``cpu-arm`` on Arm; on x86 ``cpu-x86-amx`` where the processor multiplies matrices of integers,
+    ``cpu-x86`` where it adds uint8 x int8 products without saturating (VNNI), and where that cannot
+    be told, and ``cpu-x86-avx2`` where it is known not to. Other providers are never taken by
+    themselves: the model may be meant for another machine.
     """
     facts = PROVIDERS.get(provider.name)
     if facts is not None and facts.target is not None and not provider.is_cpu:
@@ -37,6 +38,8 @@ def default_target(provider: Provider = CPU) -> str:
     if platform.machine().lower() in ("aarch64", "arm64"):
         return "cpu-arm"
     flags = _cpuinfo("flags").split()
+    if "amx_int8" in flags:
+        return "cpu-x86-amx"
     has_vnni = "avx512_vnni" in flags or "avx_vnni" in flags
     return "cpu-x86-avx2" if flags and not has_vnni else "cpu-x86"
 

@@ -104,6 +104,12 @@ TARGETS: dict[str, Target] = {
         _X86,
         with_fields(
             _X86,
+            name="cpu-x86-amx",
+            matrix_units=True,
+            source="as cpu-x86, and convolutions of many products per output on AMX, measured",
+        ),
+        with_fields(
+            _X86,
             name="cpu-x86-avx2",
             weight_headroom=2.0,
             source="as cpu-x86; without VNNI, vpmaddubsw saturates pairs of uint8 x int8 products",

@@ -61,6 +61,8 @@ class Target(msgspec.Struct, frozen=True):
         integer_bias: Whether biases are int32 with the scale ``s_x * s_w``; else they stay float.
         conv_channels: A Conv on integers runs fastest when it reads a multiple of so many channels;
             1 where that makes no difference.
+        matrix_units: The processor multiplies matrices of integers, and the provider's kernel for a
+            Conv on integers does not make use of it where zero points of weights are 0.
         folds_bias_scales: The provider's runtime folds constants before it looks for what fuses, so
             that the scales of an int32 bias may be written as the product that they are.
         pairs: Where the pairs of activations stand.
@@ -88,6 +90,7 @@ class Target(msgspec.Struct, frozen=True):
     integer_bias: bool = True
     folds_bias_scales: bool = False
     conv_channels: int = 1
+    matrix_units: bool = False
     pairs: Pairs = Pairs.AROUND
     requantizes_float_layers: bool = False
     scales_at_run: bool = False

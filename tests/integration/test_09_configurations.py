@@ -29,6 +29,7 @@ PACKED = {"int8-weights": {"INT8", "UINT8"}, "int4-weights": {"INT4", "UINT8"}}
 # the table of docs/architecture.md.
 TARGETS = {
     "cpu-x86": (np.uint8, False, np.int32),
+    "cpu-x86-amx": (np.uint8, False, np.int32),
     "cpu-x86-avx2": (np.uint8, False, np.int32),
     "cpu-arm": (np.int8, False, np.int32),
     "openvino": (np.uint8, False, np.float32),

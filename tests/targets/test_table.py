@@ -26,8 +26,8 @@ MODEL = """g (float[1,4,8,8] x) => (float[1,4,8,8] y)
 
 
 def test_every_way_to_run_a_model_has_its_row() -> None:
-    names = {"cpu-x86", "cpu-x86-avx2", "cpu-arm", "openvino", "directml", "tensorrt", "cuda"}
-    assert set(TARGETS) == names
+    processors = {"cpu-x86", "cpu-x86-amx", "cpu-x86-avx2", "cpu-arm"}
+    assert set(TARGETS) == processors | {"openvino", "directml", "tensorrt", "cuda"}
     assert all(name == target.name for name, target in TARGETS.items())
 
 
@@ -114,6 +114,8 @@ VNNI, AVX2 = "fpu avx2 avx512f avx512_vnni", "fpu sse avx2"
     [
         ("x86_64", VNNI, "cpu-x86"),
         ("x86_64", "fpu avx2 avx_vnni", "cpu-x86"),
+        ("x86_64", f"{VNNI} amx_tile amx_int8", "cpu-x86-amx"),
+        ("x86_64", f"{VNNI} amx_tile amx_bf16", "cpu-x86"),
         ("x86_64", AVX2, "cpu-x86-avx2"),
         ("AMD64", "", "cpu-x86"),  # Windows does not tell
         ("aarch64", "", "cpu-arm"),
