@@ -295,7 +295,7 @@ def _journal(reader: Reader, drafted: Draft, job: Job, metric: MetricChoice) -> 
     facts = (
         sha256(drafted.source), job.recipe.digest(), reader.digest(), job.seed,
         metric.name, metric.code, job.prepare, _digest(drafted.ranges.tensors),
-        environment(drafted.recipe.provider),
+        environment(drafted.recipe.provider), drafted.plan.target,
     )  # fmt: skip
     shelf = Shelf.of(job.cache / "plans", facts, certain=False) if job.cache is not None else None
     return Journal(shelf.journal if shelf is not None else None, repr(facts))

@@ -39,10 +39,10 @@ def rewrite(model: Model, plan: QuantPlan, form: Form = Form.QDQ) -> Model:
         SelfCheckError: The result differs from ``model`` in more than the quantization.
     """
     made, target = to_qdq(model, plan), get_target(plan.target)
+    if target.matrix_units and model.fits_one_file:
+        made = shift_deep_weights(made, set(plan.named(Precision.INT8)))
     if target.conv_channels > 1:
         made = widen_stems(made, set(plan.named(Precision.INT8)), target.conv_channels)
-    if target.matrix_units:
-        made = shift_deep_weights(made, set(plan.named(Precision.INT8)))
     if dynamic := plan.named(Precision.INT8_DYNAMIC):
         made = lower_dynamic(made, dynamic)
     if form is Form.QOPERATOR:

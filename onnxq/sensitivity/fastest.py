@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -9,7 +10,14 @@ from onnxq.plan import QuantPlan
 from onnxq.sensitivity.costs import PRICES, LayerTimes, measure_times
 from onnxq.sensitivity.maker import Maker, key_of
 from onnxq.sensitivity.options import Assignment, LatencyOptions
-from onnxq.sensitivity.quieter import SLOWER, Quieter, quieter, quieter_than, wants_quiet
+from onnxq.sensitivity.quieter import (
+    HALF_DB,
+    SLOWER,
+    Quieter,
+    find_quieter,
+    quieter_than,
+    wants_quiet,
+)
 from onnxq.sensitivity.race import Time, race
 from onnxq.sensitivity.search import Found, NoiseOf, Trials, reason_alone, search_plan
 from onnxq.sensitivity.storage import with_storage
@@ -19,6 +27,7 @@ from onnxq.types import Feed, Precision
 _SAME = 0.02
 # Shares of the seconds that latency may take.
 _PROFILE, _RACE, _FINAL = 0.3, 0.8, 0.8
+_QUIETER, _ANY = "quieter plan", -math.inf
 
 
 @dataclass(frozen=True)
@@ -103,8 +112,8 @@ class _Hunt:
         cheapest = options.assign(0.0, {})
         found = search_plan(self.trials, options, self.noise_of, [cheapest])
         quiet = None
-        if found.assignment == cheapest:
-            quiet = quieter(self.trials, options, cheapest, self.noise_of)
+        if found.within and found.assignment == cheapest:
+            quiet = find_quieter(self.trials, options, cheapest, self.noise_of)
         return Fastest(self._best(found, families | cuts, quiet), self.times, layers)
 
     def _layers(self, wholes: Mapping[Precision, QuantPlan]) -> LayerTimes:
@@ -121,7 +130,7 @@ class _Hunt:
     def _best(self, found: Found, others: Mapping[str, Assignment], quiet: Quieter | None) -> Found:
         """The fastest of what was found and all else inside the limits; of equals the smallest."""
         final = {"mix": found.assignment}
-        final |= {} if quiet is None else {"quieter plan": quiet.assignment}
+        final |= {} if quiet is None else {_QUIETER: quiet.assignment}
         keys = {key_of(self.trials.plan(a)): (name, a) for name, a in others.items()}
         within = {key for key, attempt in self.trials.attempts.items() if attempt.within}
         final |= dict(keys[key] for key in keys if key in within)
@@ -159,9 +168,11 @@ class _Hunt:
 
     def _stored(self, final: Mapping[str, Assignment]) -> dict[str, Assignment]:
         """The same plans, with int8 weights where their layers stay float."""
+        db = self.trials.attempt("mix", final["mix"]).loss.sqnr_db
+        least = {_QUIETER: db + HALF_DB} if db is not None else {}  # it is to stay a quieter one
         found = {
-            name: with_storage(self.trials, assignment, f"{name} + int8 weights")
-            for name, assignment in final.items()
+            name: with_storage(self.trials, given, f"{name} + int8 weights", least.get(name, _ANY))
+            for name, given in final.items()
         }
         alone = with_storage(self.trials, {}, "int8 weights alone")
         return found | {"int8 weights alone": alone}

@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from onnxq.plan import Budgets
 from onnxq.sensitivity.ladder import ladder
 from onnxq.sensitivity.options import Assignment, Noise, Options
-from onnxq.sensitivity.search import NoiseOf, Trials
+from onnxq.sensitivity.search import NoiseOf, Trials, noise_among
 from onnxq.types import Precision
 
 # Answers change about in proportion to the amplitude of the noise, and the few samples of a search
-# often show none that does. So a model that is asked for answers, and whose noise is above
+# often show none that does. So a model that gives answers, and whose noise is above
 # -``QUIET_DB``, gets a plan with half of the noise where that costs less than a twelfth of the
 # speed. Layers are picked for somewhat less than half: what adds up by the model of noise is not
 # what is measured, and int8 weights are stored after that.
 QUIET_DB, HALF_DB, SLOWER = 36.0, 3.0, 0.08
 _AIM = 0.4
+# Rungs that are tried: where the model of noise is that wrong, others are no better.
+_TRIALS = 3
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,9 @@ class Quieter:
 
 
 def wants_quiet(trials: Trials) -> bool:
-    """Whether less noise is worth time: a model is asked for answers, and nobody set a budget."""
-    limits = trials.limits
-    answers = limits.min_agreement is not None or limits.max_drop is not None
-    return limits.usual and answers and trials.maker.subject.recipe.budgets == Budgets()
+    """Whether less noise is worth time: a model gives answers, and nobody set a budget."""
+    answers = trials.evaluator.floating.agreement is not None
+    return trials.limits.usual and answers and trials.maker.subject.recipe.budgets == Budgets()
 
 
 def quieter_than(trials: Trials, one: Assignment, other: Assignment) -> bool:
@@ -47,7 +49,7 @@ def quieter_than(trials: Trials, one: Assignment, other: Assignment) -> bool:
     return db is not None and noisy is not None and noisy < QUIET_DB and db >= noisy + HALF_DB
 
 
-def quieter(
+def find_quieter(
     trials: Trials, options: Options, cheapest: Assignment, noise_of: NoiseOf
 ) -> Quieter | None:
     """The cheapest plan of the ladder with much less noise than the cheapest plan of all.
@@ -65,16 +67,18 @@ def quieter(
     db = trials.attempt("plan", cheapest).loss.sqnr_db
     if not wants_quiet(trials) or db is None or db >= QUIET_DB:
         return None
-    alone = {p: noise_of(p, cheapest) for p in options.precisions}
+    alone = {p: noise_among(noise_of, p, cheapest) for p in options.precisions}
     most = options.cost(cheapest) / (1 - SLOWER)
     least = _AIM * _sum(alone, cheapest)
-    for rung in ladder(options, alone)[1:]:
-        if trials.plan(rung).empty or options.cost(rung) > most:
+    rungs = ladder(options, alone)[1:]
+    quiet = (rung for rung in rungs if _sum(alone, rung) <= least)
+    for rung in islice(quiet, _TRIALS):
+        cost = options.cost(rung)
+        if trials.plan(rung).empty or cost > most:
             return None
-        if _sum(alone, rung) <= least:
-            trials.attempt("quieter plan", rung, options.cost(rung))
-            if quieter_than(trials, rung, cheapest):
-                return Quieter(rung, _why(alone, cheapest, rung))
+        within = trials.attempt("quieter plan", rung, cost).within
+        if within and quieter_than(trials, rung, cheapest):
+            return Quieter(rung, _why(alone, cheapest, rung))
     return None
 
 

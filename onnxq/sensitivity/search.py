@@ -181,13 +181,10 @@ class _Search:
     def _rungs(self) -> list[Assignment]:
         """The ladder; noise is measured of what the cheapest plan has on integers."""
         cheapest = self._options.assign(0.0, {})
-        self._alone = {p: self._noise(p, cheapest) for p in self._options.precisions}
+        self._alone = {
+            p: noise_among(self._noise_of, p, cheapest) for p in self._options.precisions
+        }
         return ladder(self._options, self._alone)
-
-    def _noise(self, precision: Precision, names: Collection[str]) -> dict[str, float]:
-        """What is known of some layers; what vanishes into a layer before it adds nothing."""
-        found = self._noise_of(precision, names)
-        return {name: found.get(name, 0.0) for name in names}
 
     def _climb(self) -> int:
         """The first rung within the limits; where none is, the last one.
@@ -295,6 +292,14 @@ class _Search:
             loss = known.loss if known is not None else None
             points.append(FrontPoint(kept, self._options.cost(assignment) / 1e3, loss))
         return tuple(points)
+
+
+def noise_among(
+    noise_of: NoiseOf, precision: Precision, names: Collection[str]
+) -> dict[str, float]:
+    """What is known of some layers; what vanishes into a layer before it adds nothing."""
+    found = noise_of(precision, names)
+    return {name: found.get(name, 0.0) for name in names}
 
 
 def _beyond(best: Assignment, other: Assignment) -> Assignment:

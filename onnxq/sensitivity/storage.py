@@ -17,7 +17,9 @@ _TRIALS = 12
 _DOUBLED_DB = 3.01
 
 
-def with_storage(trials: Trials, assignment: Assignment, name: str) -> Assignment:
+def with_storage(
+    trials: Trials, assignment: Assignment, name: str, least: float = -math.inf
+) -> Assignment:
     """An assignment whose float layers store int8 weights, as many as the limits allow.
 
     All are tried together first. A group that loses too much is cut in two, so that few layers are
@@ -27,18 +29,18 @@ def with_storage(trials: Trials, assignment: Assignment, name: str) -> Assignmen
         trials: The model, the samples, and what may be lost.
         assignment: Precisions by node; nodes that are missing compute in float.
         name: What the result is called where it is told what was tried.
+        least: The least SQNR in dB that is to be left.
 
     Returns:
         The assignment itself where it is not within the limits, or no weights help.
     """
     floating = [name for name in _storable(trials) if name not in assignment]
-    least = -math.inf
     if assignment:
         plain = trials.attempt(name, assignment)
         if not plain.within:
             return assignment
         if trials.limits.usual and plain.loss.sqnr_db is not None:
-            least = plain.loss.sqnr_db - _DOUBLED_DB
+            least = max(least, plain.loss.sqnr_db - _DOUBLED_DB)
     best, left = assignment, [floating]
     for _ in range(_TRIALS):
         if not any(left):

@@ -7,6 +7,7 @@ import pytest
 from msgspec.structs import replace as with_fields
 
 from onnxq.graph import Editor, Model
+from onnxq.plan import Recipe
 from onnxq.rewrite import rewrite
 from onnxq.rewrite.deep_convs import shift_deep_weights
 from onnxq.rewrite.qdq import to_qdq
@@ -111,9 +112,54 @@ def test_what_is_no_deep_conv_stays(both) -> None:
         assert not is_shifted(*both(text))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "kernel", "pads"),
+    [([64], [9], [4, 4]), ([8, 8, 8], [3, 3, 3], [1] * 6)],
+    ids=["1d", "3d"],
+)
+def test_convs_of_one_or_three_axes_stay(both, sizes, kernel, pads) -> None:
+    axes, window = (",".join(map(str, values)) for values in (sizes, kernel))
+    found = both(f"""g (float[N,64,{axes}] x) => (float[N,64,{axes}] y)
+        <float[64,64,{window}] w = seeded> {{ [conv] y = Conv <pads = {pads}> (x, w) }}""")
+    assert not is_shifted(*found)
+
+
+def test_one_scale_for_all_channels(build, quantize) -> None:
+    made = quantize(build(net()), Recipe(per_channel=False))
+    paired = to_qdq(made.source, made.plan)
+    after = shift_deep_weights(paired, {"conv"})
+    assert is_shifted(paired, after)
+    assert filters(after)[1].shape == ()
+    found = [Session(one).run(feed(64))["y"] for one in (paired, after)]
+    np.testing.assert_array_equal(*found)
+
+
+def test_folded_stems_stay(build, quantize) -> None:
+    """A window of 7x7 pixels holds 252 values of folded ones, and computes faster as it is."""
+    made = quantize(build(net(3, 64, kernel=7, stride=2, size=64)))
+    plain, amx = (
+        rewrite(made.source, with_fields(made.plan, target=target))
+        for target in ("cpu-x86", "cpu-x86-amx")
+    )
+    assert filters(plain)[0].shape[1] > 3  # it is folded
+    assert not is_shifted(plain, amx)
+
+
+def test_large_models_are_not_loaded(build, quantize, monkeypatch) -> None:
+    made = quantize(build(net(64, 256)))
+    plan = with_fields(made.plan, target="cpu-x86-amx")
+    assert (filters(rewrite(made.source, plan))[1] == -1).all()
+    monkeypatch.setattr(Model, "fits_one_file", False)
+    assert not filters(rewrite(made.source, plan))[1].any()
+
+
 def test_a_size_that_is_not_known_is_taken_for_a_usual_one(both) -> None:
-    assert is_shifted(*both(net(64, 64, size="s")))
-    assert not is_shifted(*both(net(16, 64, size="s")))
+    """For 32 pixels in a row and column: it pays for one Conv from there on, for one not yet."""
+    for channels, pays in ((256, {16: False, 32: True, "s": True}),
+                           (212, {32: False, 48: True, "s": False})):  # fmt: skip
+        for size, expected in pays.items():
+            found = both(net(channels, 8, kernel=1, size=size))
+            assert is_shifted(*found) is expected
 
 
 def test_float_convs_and_lowest_weights_stay(build, quantize) -> None:

@@ -139,7 +139,9 @@ def plant_channel(model: Model, first: str, second: str, channel: int, factor: f
     b[channel] *= factor
     v[:, channel] /= factor
     for node, port, values in ((first, 1, w), (first, 2, b), (second, 1, v)):
-        editor.redirect(node, port, editor.add_constant(f"{node}/{port}/planted", values))
+        editor.redirect(
+            node, port, editor.add_constant(f"{node}/{port}/planted {factor:g}", values)
+        )
     return editor.finish()
 
 

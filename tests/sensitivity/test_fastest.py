@@ -12,6 +12,7 @@ from onnxq.plan import Choice
 from onnxq.runtime import Latency, prepare
 from onnxq.sensitivity import fastest
 from onnxq.sensitivity import race as race_module
+from onnxq.sensitivity.costs import LayerTimes
 from onnxq.sensitivity.fastest import Fastest, find_fastest
 from onnxq.sensitivity.limits import Limits
 from onnxq.sensitivity.maker import Maker, key_of
@@ -215,3 +216,26 @@ def test_what_was_found_with_storage(digits) -> None:
     assert found.plan.count(INT8) == plain.plan.count(INT8) == 2
     assert found.evaluations == plain.evaluations + 1
     assert found.within
+
+
+def test_reasons_are_said_once_and_compare_what_differs(digits, monkeypatch) -> None:
+    """Kernels of no time are told apart by nothing, and a reason is no part of another."""
+
+    def level(_floating, models, _feed, **_options) -> dict[str, Time]:
+        return {key: Time(1.0, 1.5, 0.0) for key in models}
+
+    heavy = {n.name for n in digits.model.view().nodes if n.op in ("Conv", "Gemm")}
+    able = [n.name for n in digits.census.nodes if n.quantizable]
+    times = LayerTimes(
+        {name: 1.0 if name in heavy else 0.0 for name in able},
+        {INT8: {name: 99.0 if name in heavy else 0.0 for name in able}},
+        {},
+    )
+    monkeypatch.setattr(fastest, "race", level)
+    monkeypatch.setattr(fastest, "measure_times", lambda *_args, **_options: times)
+    limits = Limits(min_sqnr=150)
+    plan = hunt(digits, limits=limits, storage=False).found.plan
+    said = {n.name: n.reason.sentence for n in plan.nodes if n.reason is not None}
+    assert said
+    assert all(sentence.count("stays float: ") == 1 for sentence in said.values())
+    assert not any("takes 0 us here" in sentence for sentence in said.values())
