@@ -21,9 +21,9 @@ FIGURES, PAGE, README = ROOT / "docs/results.json", ROOT / "docs/results.md", RO
 BEGIN, END = "<!-- results: written by scripts/write_results.py -->\n", "<!-- end of results -->\n"
 # What README.md shows: one of every kind.
 SHOWN = (
-    "cifar10_mobilenet", "cifar_resnet44_op11_static", "mnist_transformer", "mnist_lstm",
-    "ultraface_rfb320", "yolox_nano", "kwt1", "silero_vad_16k_op15", "dtln_2", "superres_core",
-    "tiny_vww_mbv1", "ppocr_v2_cls",
+    "cifar10_mobilenet", "cifar10_resnet", "cifar_resnet44_op11_static", "mnist_transformer",
+    "mnist_lstm", "ultraface_rfb320", "yolox_nano", "kwt1", "silero_vad_16k_op15", "dtln_2",
+    "superres_core", "tiny_vww_mbv1", "ppocr_v2_cls",
 )  # fmt: skip
 TOOLS = {
     "onnxq": "onnxq", "onnxq int8-everywhere": "onnxq, int8 everywhere",
@@ -102,19 +102,18 @@ def page(told: dict[str, Any]) -> str:
             "could not be made, or that ONNX Runtime refuses, is a dash.\n\n",
             sentence(told),
             "Models of other projects are under the names of their files; 200 samples without\n"
-            "labels are all that any tool is given. Measured in five runs, half of the models\n"
-            "while other work ran beside, which moves a speed by 10 % and more (`noise` in the\n"
-            "figures): so were `dtln_1`, `dtln_2`, the UltraFace detectors, and, in the last one,\n"
-            "`kwt1` and `tiny_vww_mbv1`. That one loses its dead channels in preparing, and all\n"
-            "tools are given what is left: the source itself has 0.67 times the speed of that.\n\n",
+            "labels are all that any tool is given. Measured in one run of two processes, each on\n"
+            "a core: what one does moves a speed of the other by a few per cent (`noise` in the\n"
+            "figures). `tiny_vww_mbv1` loses its dead channels in preparing, and all tools are\n"
+            "given what is left: the source itself has 0.74 times the speed of that.\n\n",
             *table(told["models"]),
             "\n`onnxq` is what `onnxq quantize MODEL --data DATA` writes; *int8 everywhere* adds\n"
             "`--precision int8`. *ORT static* is `quantize_static` of `onnxruntime.quantization`\n"
             "on the preprocessed model (uint8 activations, int8 weights per channel, QDQ), *ORT\n"
             "dynamic* its `quantize_dynamic`. Made by `scripts/bench_peers.py` and\n"
             "`scripts/write_results.py`; the figures, with spreads, SQNR and sizes, are in\n"
-            "[results.json](results.json). Sizes are of those runs, too: files are 1 to 15 %\n"
-            "smaller since, as [precisions.md](precisions.md#measured) has them.\n",
+            "[results.json](results.json). This processor has AMX: `onnxq` plans for the target\n"
+            "`cpu-x86-amx` there.\n",
         ]
     )
 
