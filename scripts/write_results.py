@@ -104,8 +104,9 @@ def page(told: dict[str, Any]) -> str:
             "Models of other projects are under the names of their files; 200 samples without\n"
             "labels are all that any tool is given. Measured in one run of two processes, each on\n"
             "a core: what one does moves a speed of the other by a few per cent (`noise` in the\n"
-            "figures). `tiny_vww_mbv1` loses its dead channels in preparing, and all tools are\n"
-            "given what is left: the source itself has 0.74 times the speed of that.\n\n",
+            "figures); `ultraface_rfb320` by itself. `tiny_vww_mbv1` loses its dead channels in\n"
+            "preparing, and all tools are given what is left: the source itself has 0.74 times\n"
+            "the speed of that.\n\n",
             *table(told["models"]),
             "\n`onnxq` is what `onnxq quantize MODEL --data DATA` writes; *int8 everywhere* adds\n"
             "`--precision int8`. *ORT static* is `quantize_static` of `onnxruntime.quantization`\n"
